@@ -1,0 +1,160 @@
+"""The program `costream`: one file per verb, imported when that verb is used.
+
+Exit codes: 0 done, 1 done with failures listed, 2 refused (nothing was done, or not all of it, and
+the message says why). 70 is a defect of costream, shown with its traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from costream.cli.output import OutputClosedError, refuse
+from costream.errors import CostreamError
+from costream.suggest import did_you_mean
+
+VERBS = (
+    "index",
+    "search",
+    "train",
+    "evaluate",
+    "reproduce",
+    "models",
+    "methods",
+    "doctor",
+    "demo",
+)
+
+# The parent of all usage errors; typer has moved it between modules, but not out of this place.
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+
+class _VerbsWhenUsed(TyperGroup):
+    """A group that imports the module of a verb when it is asked for."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in VERBS:
+            return None
+        module = import_module(f"costream.cli.{cmd_name}")
+        verb = typer.Typer(
+            add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
+        )
+        # "index" is no name for a function next to a class Index, hence `run` everywhere.
+        verb.command(name=cmd_name, help=module.__doc__, no_args_is_help=False)(module.run)
+        command = typer.main.get_command(verb)
+        command.name = cmd_name
+        return command
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] not in VERBS and not args[0].startswith("-"):
+            raise CostreamError(
+                f"there is no verb {args[0]!r}{did_you_mean(args[0], VERBS)}, "
+                f"expected {', '.join(VERBS)}",
+                hint="see costream --help",
+            )
+        return super().resolve_command(ctx, args)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            typer.echo(f"costream {version('costream')}")
+        except PackageNotFoundError:
+            typer.echo("costream, run from its source without being installed")
+        raise typer.Exit
+
+
+def _application() -> Any:
+    application = typer.Typer(
+        cls=_VerbsWhenUsed,
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        no_args_is_help=False,
+    )
+
+    @application.callback(invoke_without_command=False)
+    def costream(
+        version: bool = typer.Option(
+            False, "--version", callback=_show_version, is_eager=True, help="Show the version."
+        ),
+    ) -> None:
+        """Find pictures by words or by example; train and measure the models that do it.
+
+        Exit codes: 0 done, 1 done with failures listed, 2 refused.
+        """
+
+    return typer.main.get_command(application)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Do what a command line says.
+
+    Args:
+        arguments: The words after `costream`.
+
+    Returns:
+        The exit code: 0 done, 1 done with failures listed, 2 refused.
+
+    Example:
+        >>> run(["models", "--help"])  # doctest: +ELLIPSIS
+        Usage: costream models [OPTIONS]...
+        0
+    """
+    as_json = "--json" in arguments
+    try:
+        if not arguments:
+            arguments = ["--help"]
+            _application().main(list(arguments), prog_name="costream", standalone_mode=False)
+            return 2
+        code = _application().main(list(arguments), prog_name="costream", standalone_mode=False)
+        sys.stdout.flush()
+    except CostreamError as error:
+        return refuse(type(error).__name__, error.message, error.hint, as_json=as_json)
+    except _UsageError as error:
+        return refuse("UsageError", _usage(error), "see costream --help", as_json=as_json)
+    except (OutputClosedError, BrokenPipeError):
+        # Who read us has seen enough (`| head`); keep the interpreter from flushing into the void.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (KeyboardInterrupt, typer.Abort):
+        return refuse("Stopped", "stopped by the keyboard", "", as_json=as_json, code=130)
+    except OSError as error:
+        return refuse("OSError", _system_error(error), "", as_json=as_json)
+    return int(code or 0)
+
+
+def _usage(error: Exception) -> str:
+    # Every usage error of typer has it; the stable class to say so is not public.
+    return str(error.format_message()).rstrip(".")  # type: ignore[attr-defined]
+
+
+def _system_error(error: OSError) -> str:
+    name = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+    return f"{name}{error.strerror or error}"
+
+
+def main() -> None:
+    """Entry point of the program."""
+    for stream in (sys.stdout, sys.stderr):
+        # A name that the terminal's encoding lacks is shown escaped instead of ending the program.
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        code = run(sys.argv[1:])
+    except Exception:
+        # Python would exit with 1, which says "done with failures listed" here.
+        traceback.print_exc()
+        code = 70
+    sys.exit(code)

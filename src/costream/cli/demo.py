@@ -1,0 +1,58 @@
+"""Index the sample gallery, search it three times, and write a page to look at."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from costream.cli.index import index_pictures
+from costream.cli.options import AsJson
+from costream.cli.output import note, note_failures, say, say_json, shown_path
+from costream.cli.search import results_to_json, say_results, search_index
+
+GALLERY = Path(__file__).parent.parent / "assets" / "gallery"
+QUERIES = ("a bird with colourful feathers", "an old castle", "fruit to eat")
+
+
+def run(
+    pictures: Annotated[
+        Path | None,
+        typer.Option("--pictures", metavar="DIR", help="Your own pictures instead of the gallery."),
+    ] = None,
+    queries: Annotated[
+        list[str] | None, typer.Option("--query", metavar="TEXT", help="Instead of the three.")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Folder for the index and the page.")
+    ] = Path("demo"),
+    top: Annotated[int, typer.Option("--top", min=1, help="Results a search.")] = 5,
+    as_json: AsJson = False,
+) -> int:
+    """Show what costream does."""
+    from costream.cli.contact_sheet import Section, write_contact_sheet
+
+    folder = pictures or GALLERY
+    index = out / _index_name(folder)
+    report, size = index_pictures([folder], index, None, prune=True)
+    note_failures(report.failures, "not indexed")
+    searches = [(query, search_index(query, index, top=top)) for query in queries or QUERIES]
+    page = out / "results.html"
+    write_contact_sheet(page, [Section(query=q, results=found) for q, found in searches])
+    if as_json:
+        say_json([results_to_json(query, found) for query, found in searches])
+    else:
+        say(f"{size} pictures indexed from {shown_path(str(folder))}\n")
+        for query, found in searches:
+            say_results(found, title=f'"{query}"')
+            say("")
+    note(f"wrote {shown_path(str(page))}: open it in a browser")
+    return 1 if report.failures else 0
+
+
+def _index_name(folder: Path) -> str:
+    """One index a folder, so that results never mix with those of an earlier demo."""
+    return f"index-{hashlib.sha256(os.fsencode(folder.absolute())).hexdigest()[:8]}"

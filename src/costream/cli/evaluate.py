@@ -1,0 +1,62 @@
+"""Measure a model on captioned pictures, in both directions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from costream.cli.options import DEFAULT_MODEL, AsJson, DataSource, ModelName
+from costream.cli.output import note, progress_bar, say_json, shown_path
+
+
+def run(
+    data: DataSource,
+    model: ModelName = DEFAULT_MODEL,
+    split: Annotated[
+        str | None, typer.Option("--split", help="Which part, where the data has several.")
+    ] = None,
+    allow_broken: Annotated[
+        int,
+        typer.Option(
+            "--allow-broken", min=0, help="Pictures that may be absent or unreadable; listed."
+        ),
+    ] = 0,
+    save: Annotated[
+        Path | None, typer.Option("--save", metavar="FILE", help="Write the report as JSON.")
+    ] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Evaluate a model."""
+    from costream.data.detect import read_data
+
+    dataset = read_data(data, split=split, allow_missing=allow_broken)
+
+    from costream.encoders.storage import load
+    from costream.evaluate import evaluate, report_table, report_to_json
+
+    loaded = load(model)
+    total = dataset.num_images + dataset.num_captions
+    done = 0
+    with progress_bar("Evaluating") as advance:
+
+        def count(more: int) -> None:
+            nonlocal done
+            done += more
+            advance(done, total)
+
+        report = evaluate(loaded, dataset, allow_broken=allow_broken, progress=count)
+    values = report_to_json(report)
+    if save is not None:
+        save.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        note(f"wrote {shown_path(str(save))}")
+    if as_json:
+        say_json(values)
+    else:
+        from rich.console import Console
+
+        Console().print(report_table(report))
+    left_out = [*report.data.get("broken", ()), *report.data.get("missing", ())]
+    return 1 if left_out else 0

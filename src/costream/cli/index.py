@@ -1,0 +1,136 @@
+"""Bring pictures into an index; run it again to bring in only what is new or changed."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from costream.cli._model_of_index import recall_model, remember_model
+from costream.cli.options import DEFAULT_INDEX, DEFAULT_MODEL, AsJson, IndexDir
+from costream.cli.output import (
+    failure_list,
+    json_path,
+    note_failures,
+    progress_bar,
+    say,
+    say_json,
+    shown_path,
+)
+from costream.errors import DataError
+
+if TYPE_CHECKING:
+    from costream.index import UpdateReport
+
+
+def run(
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="PATH...", help="Folders or files of pictures.")
+    ],
+    index: IndexDir = DEFAULT_INDEX,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="NAME_OR_DIR",
+            help=f"Makes the vectors; default: the one of the index, or {DEFAULT_MODEL}.",
+        ),
+    ] = None,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Remove pictures whose files are gone.")
+    ] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Index pictures."""
+    report, size = index_pictures(paths, index, model, prune=prune)
+    if as_json:
+        counts = {k: v for k, v in asdict(report).items() if k != "failures"}
+        say_json(
+            {"index": json_path(str(index.absolute()))["path"], "pictures": size}
+            | counts
+            | {"failures": failure_list(report.failures)}
+        )
+    else:
+        say(_in_words(report, size, index))
+    note_failures(report.failures, "not indexed")
+    return 1 if report.failures else 0
+
+
+def index_pictures(
+    paths: list[Path], directory: Path, model_name: str | None, *, prune: bool
+) -> tuple[UpdateReport, int]:
+    """Bring an index up to date.
+
+    Args:
+        paths: Folders or files.
+        directory: Folder of the index; made when absent.
+        model_name: Name or folder; None for the one that the index was made with, or the default.
+        prune: Whether to remove pictures whose files are gone.
+
+    Returns:
+        What was done, and the number of pictures in the index now.
+
+    Raises:
+        DataError: When a path is absent, or nothing that looks like a picture is there.
+        SpaceMismatch: When the index was made with another model.
+    """
+    from costream.index import Index, update_index
+
+    _check_paths(paths, directory, prune=prune)
+    name = model_name or _model_of(directory) or DEFAULT_MODEL
+    model = _load(name)
+    with Index.open(directory, create=True) as index:
+        if index.space is None or index.space == model.space:
+            remember_model(directory, name)
+        with progress_bar("Indexing") as advance:
+            report = update_index(index, model, paths, prune=prune, progress=advance)
+        return report, len(index)
+
+
+def _check_paths(paths: list[Path], directory: Path, *, prune: bool) -> None:
+    """Refuse what would make an empty index before a model is loaded or a folder is made."""
+    from costream.data.walk import IMAGE_SUFFIXES, find_images
+
+    found, failures = find_images(paths)
+    if found or failures or (prune and directory.exists()):
+        return
+    places = ", ".join(shown_path(str(path)) for path in paths)
+    raise DataError(
+        f"found no picture below {places}, expected files that end in "
+        f"{', '.join(sorted(IMAGE_SUFFIXES))}",
+        hint="hidden files and folders are skipped",
+    )
+
+
+def _model_of(directory: Path) -> str | None:
+    from costream.index import Index
+
+    if not directory.exists():
+        return None
+    with Index.open(directory, create=True) as index:
+        return recall_model(directory, index.space)
+
+
+def _load(name: str) -> Any:
+    from costream.encoders.storage import load
+
+    return load(name)
+
+
+def _in_words(report: UpdateReport, size: int, directory: Path) -> str:
+    parts = [
+        f"{count} {what}"
+        for count, what in (
+            (report.added, "added"),
+            (report.changed, "changed"),
+            (report.moved, "moved"),
+            (report.unchanged, "unchanged"),
+            (report.removed, "removed"),
+            (len(report.failures), "failed"),
+        )
+        if count
+    ]
+    done = ", ".join(parts) or "nothing to do"
+    return f"{done}; {size} pictures in {shown_path(str(directory))}"

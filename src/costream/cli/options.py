@@ -1,0 +1,28 @@
+"""Options that several verbs share, so that they are spelt and explained alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+DEFAULT_INDEX = Path(".costream")
+DEFAULT_MODEL = "cots-mini"
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+IndexDir = Annotated[Path, typer.Option("--index", metavar="DIR", help="Folder of the index.")]
+ModelName = Annotated[
+    str,
+    typer.Option(
+        "--model", metavar="NAME_OR_DIR", help="A shipped model, a folder, or a hub name."
+    ),
+]
+DataSource = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        metavar="DIR_OR_MANIFEST",
+        help="Captioned pictures: JSONL, COCO, Karpathy or Flickr captions, WebDataset tars.",
+    ),
+]

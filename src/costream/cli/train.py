@@ -1,0 +1,81 @@
+"""Train a model with a method; stop it at any time and go on with --resume."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from costream.cli.options import AsJson, DataSource
+from costream.cli.output import json_path, progress_bar, say, say_json, shown_path
+from costream.errors import ConfigError
+
+
+def run(
+    method: Annotated[str, typer.Argument(metavar="METHOD", help="See costream methods.")],
+    data: DataSource,
+    out: Annotated[
+        Path,
+        typer.Option("--out", metavar="DIR", help="For the model, log and checkpoints."),
+    ],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="An option of the training or of the method."
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest intact checkpoint.")
+    ] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Train a model."""
+    from costream.card import find_method
+
+    find_method(method)  # refuses an unknown name before torch is loaded
+    options = parse_words(settings or [])
+
+    from costream.train import train
+
+    with progress_bar("Training") as advance:
+
+        def show(done: int, total: int, _losses: Mapping[str, float]) -> None:
+            advance(done, total)
+
+        model_dir = train(method, data, out, options, resume=resume, progress=show)
+    if as_json:
+        say_json({"method": method, "model": json_path(str(model_dir.absolute()))["path"]})
+    else:
+        say(f"trained; use it with --model {shown_path(str(model_dir))}")
+    return 0
+
+
+def parse_words(words: list[str]) -> dict[str, str]:
+    """Settings from `key=value` words.
+
+    Args:
+        words: As given after `--set`.
+
+    Returns:
+        Key to value, both text; what they mean is for the configuration to say.
+
+    Raises:
+        ConfigError: When a word has no `=`, or two words set the same key differently.
+
+    Example:
+        >>> parse_words(["steps=10", "text_rate=0.1"])
+        {'steps': '10', 'text_rate': '0.1'}
+    """
+    settings: dict[str, str] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"got --set {word!r}, expected key=value", hint="--set steps=1000")
+        if settings.setdefault(key, value) != value:
+            raise ConfigError(
+                f"got --set {key}={settings[key]} and --set {key}={value}, expected one of them",
+                hint="remove one",
+            )
+    return settings

@@ -1,0 +1,324 @@
+"""The two-stream model: one tower a modality, one space for both.
+
+Shape letters: B items of a batch, N items in all, D dimensions of the space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from costream.config import to_dict
+from costream.data.decode import open_image
+from costream.encoders.blocks import Encoded
+from costream.encoders.device import inference_autocast
+from costream.encoders.fingerprint import (
+    digest_arrays,
+    hash_settings,
+    is_text_weight,
+    join_digests,
+)
+from costream.encoders.preprocess import ImagePreprocess, TextPreprocess, tokenize
+from costream.encoders.text import TextConfig, TextTower
+from costream.encoders.vision import VisionConfig, VisionTower
+from costream.errors import DataError
+from costream.records import Batch, Features, Space
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from tokenizers import Tokenizer
+
+Picture = "str | Path | bytes | Image"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DualConfig:
+    """Everything that fixes a two-stream model but its weights.
+
+    Attributes:
+        name: For people; also part of the `Space`.
+        dim: Dimensions of the shared space.
+        vision: Form of the vision tower.
+        text: Form of the text tower.
+        image_preprocess: What happens to a picture first.
+        text_preprocess: What happens to a text first.
+        projection_bias: Whether the projections into the shared space have a bias.
+        projection: Whether there are projections at all (SigLIP has none).
+    """
+
+    name: str
+    dim: int
+    vision: VisionConfig
+    text: TextConfig
+    image_preprocess: ImagePreprocess
+    text_preprocess: TextPreprocess
+    projection_bias: bool = False
+    projection: bool = True
+
+
+class DualEncoder(nn.Module):
+    """A vision tower and a text tower that end in one space; the score of a pair is a dot product.
+
+    Args:
+        config: Form of both towers and their preprocessing.
+        tokenizer: Turns texts into token ids.
+
+    Example:
+        >>> import costream
+        >>> model = costream.load("cots-mini")
+        >>> model.encode_texts(["a dog on a beach"]).shape
+        (1, 256)
+    """
+
+    def __init__(self, config: DualConfig, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self.config = config
+        self.tokenizer = tokenizer
+        self.vision = VisionTower(config.vision)
+        self.text = TextTower(config.text)
+        bias = config.projection_bias
+        self.image_projection: nn.Linear | nn.Identity = nn.Identity()
+        self.text_projection: nn.Linear | nn.Identity = nn.Identity()
+        if config.projection:
+            self.image_projection = nn.Linear(self.vision.width, config.dim, bias=bias)
+            self.text_projection = nn.Linear(self.text.width, config.dim, bias=bias)
+        self.pixel_mean: Tensor
+        self.pixel_std: Tensor
+        mean, std = config.image_preprocess.mean, config.image_preprocess.std
+        self.register_buffer("pixel_mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(std).view(3, 1, 1), persistent=False)
+
+    @property
+    def name(self) -> str:
+        """Name of the model."""
+        return self.config.name
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.pixel_mean.device
+
+    @property
+    def space(self) -> Space:
+        """The space of this model's vectors; changes whenever a weight or a setting changes."""
+        return Space(
+            encoder=self.name,
+            weights_hash=join_digests(*weight_digests(self.state_dict())),
+            preprocessing_hash=hash_settings(preprocessing_settings(self.config)),
+            dim=self.config.dim,
+        )
+
+    # --- tensors in, tensors out: what training uses ---
+
+    def normalise_pixels(self, images: Tensor) -> Tensor:
+        """Pixels uint8 (B, 3, H, W) to normalised float."""
+        scaled = images.to(torch.float32) / 255
+        normal = (scaled - self.pixel_mean) / self.pixel_std
+        # Convolutions on a CPU run twice as fast on this layout.
+        return normal.contiguous(memory_format=torch.channels_last)
+
+    def project_image(self, encoded: Encoded) -> Tensor:
+        """Output of the vision tower to unit vectors float32 (B, D)."""
+        return functional.normalize(self.image_projection(encoded.pooled).float(), dim=-1)
+
+    def project_text(self, encoded: Encoded) -> Tensor:
+        """Output of the text tower to unit vectors float32 (B, D)."""
+        return functional.normalize(self.text_projection(encoded.pooled).float(), dim=-1)
+
+    def embed_pixels(self, images: Tensor) -> Tensor:
+        """Pixels uint8 (B, 3, H, W) to unit vectors float32 (B, D)."""
+        return self.project_image(self.vision(self.normalise_pixels(images)))
+
+    def embed_tokens(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Token ids and mask int64 (B, T) to unit vectors float32 (B, D)."""
+        return self.project_text(self.text(ids, self._attended(mask)))
+
+    def features(self, batch: Batch, frozen: Tensor | None = None) -> dict[str, Features]:
+        """One clean pass of both towers over a training batch.
+
+        Args:
+            batch: Slots `image` uint8 (B, 3, H, W), `text.ids` and `text.mask` int64 (B, K, T).
+            frozen: The vision tower's `frozen_part` of this batch, when it is known already.
+
+        Returns:
+            `image`: pooled (B, D); extras `frozen` and `stem_map`, from where the pass can be
+            entered again. `text`: pooled (B * K, D), the captions of picture i in rows i * K on.
+            Pooled vectors have unit length; tokens are the towers' own, before projection.
+        """
+        if frozen is None:
+            frozen = self.vision.frozen_part(self.normalise_pixels(batch.slots["image"]))
+        stem_map = self.vision.trained_part(frozen)
+        seen = self.vision.encode_map(stem_map)
+        ids, mask = batch.slots["text.ids"].flatten(0, 1), batch.slots["text.mask"].flatten(0, 1)
+        read = self.text(ids, self._attended(mask))
+        return {
+            "image": Features(
+                pooled=self.project_image(seen),
+                tokens=seen.tokens,
+                extras={"frozen": frozen, "stem_map": stem_map},
+            ),
+            "text": Features(
+                pooled=self.project_text(read), tokens=read.tokens, mask=mask.bool()
+            ),
+        }
+
+    def _attended(self, mask: Tensor) -> Tensor | None:
+        return None if self.config.text_preprocess.pad_to_max else mask.bool()
+
+    # --- files and strings in, arrays out: what users use ---
+
+    def encode_images(
+        self,
+        images: Sequence[Picture],
+        *,
+        batch_size: int = 32,
+        progress: Callable[[int], None] | None = None,
+    ) -> NDArray[np.float32]:
+        """Pictures to unit vectors.
+
+        Args:
+            images: Paths, encoded bytes or PIL images.
+            batch_size: Pictures a step; the result does not depend on it beyond rounding.
+            progress: Called with the number of pictures done since the last call.
+
+        Returns:
+            float32 (N, D), row i for picture i.
+
+        Raises:
+            DataError: When a picture is absent or broken; names it.
+        """
+        settings = self.config.image_preprocess
+
+        def pixels(picture: Picture) -> NDArray[np.uint8]:
+            return settings.pixels(open_image(picture, smallest_side=settings.size_px * 2))
+
+        def run(batch: Sequence[NDArray[np.uint8]]) -> Tensor:
+            return self.embed_pixels(torch.from_numpy(np.stack(batch)).to(self.device))
+
+        batches = _in_batches(_check_list(images, "pictures"), batch_size)
+        return self._collect(_decoded_ahead(batches, pixels), run, progress)
+
+    def encode_texts(
+        self,
+        texts: Sequence[str],
+        *,
+        batch_size: int = 64,
+        progress: Callable[[int], None] | None = None,
+    ) -> NDArray[np.float32]:
+        """Texts to unit vectors.
+
+        Args:
+            texts: Strings of any language and length; what exceeds the context is cut.
+            batch_size: Texts a step.
+            progress: Called with the number of texts done since the last call.
+
+        Returns:
+            float32 (N, D), row i for text i.
+
+        Raises:
+            DataError: When an item is not a string.
+        """
+        settings = self.config.text_preprocess
+
+        def run(batch: Sequence[str]) -> Tensor:
+            ids, mask = tokenize(self.tokenizer, batch, settings)
+            on = self.device
+            return self.embed_tokens(torch.from_numpy(ids).to(on), torch.from_numpy(mask).to(on))
+
+        return self._collect(_in_batches(_check_list(texts, "texts"), batch_size), run, progress)
+
+    def encode_videos(
+        self, videos: Sequence[Sequence[Picture]], *, batch_size: int = 32
+    ) -> NDArray[np.float32]:
+        """Videos, given as their sampled frames, to unit vectors.
+
+        The vector of a video is the mean of its frames' unit vectors, made unit length again (COTS'
+        text-to-video retrieval); order of the frames does not matter.
+
+        Args:
+            videos: For each video its frames as pictures, at least one.
+            batch_size: Frames a step.
+
+        Returns:
+            float32 (N, D).
+
+        Raises:
+            DataError: When a video has no frame, or a frame is broken.
+        """
+        frames: list[Picture] = []
+        counts: list[int] = []
+        for number, video in enumerate(videos):
+            counts.append(len(video))
+            frames.extend(video)
+            if not counts[-1]:
+                raise DataError(f"video {number} has no frame, expected at least one")
+        vectors = self.encode_images(frames, batch_size=batch_size)
+        starts = np.cumsum([0, *counts])
+        pooled = np.zeros((len(counts), self.config.dim), dtype=np.float32)
+        for number, count in enumerate(counts):
+            mean = vectors[starts[number] : starts[number] + count].mean(axis=0)
+            pooled[number] = mean / np.linalg.norm(mean).clip(1e-12)
+        return pooled
+
+    def _collect(
+        self,
+        batches: Iterator[Sequence[T]],
+        run: Callable[[Sequence[T]], Tensor],
+        progress: Callable[[int], None] | None,
+    ) -> NDArray[np.float32]:
+        was_training = self.training
+        self.eval()
+        rows = [np.zeros((0, self.config.dim), dtype=np.float32)]
+        with torch.inference_mode(), inference_autocast(self.device):
+            for batch in batches:
+                rows.append(run(batch).float().cpu().numpy())
+                if progress is not None:
+                    progress(len(batch))
+        self.train(was_training)
+        return np.concatenate(rows)
+
+
+def _check_list(items: Sequence[T], what: str) -> Sequence[T]:
+    if isinstance(items, str | bytes):
+        raise DataError(f"got one {type(items).__name__}, expected a list of {what}", hint="pass [x]")
+    return items
+
+
+def _in_batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def _decoded_ahead(
+    batches: Iterator[Sequence[Picture]], pixels: Callable[[Picture], NDArray[np.uint8]]
+) -> Iterator[Sequence[NDArray[np.uint8]]]:
+    """Decode the next batch in threads while the model works on this one."""
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        waiting = [pool.submit(pixels, picture) for picture in next(batches, [])]
+        while waiting:
+            ready = [future.result() for future in waiting]
+            waiting = [pool.submit(pixels, picture) for picture in next(batches, [])]
+            yield ready
+
+
+def weight_digests(state: Mapping[str, Tensor]) -> tuple[str, str]:
+    """sha256 of the image weights and of the text weights, as they are stored (float16)."""
+    halves: tuple[list[tuple[str, bytes]], list[tuple[str, bytes]]] = ([], [])
+    for name, value in state.items():
+        raw = value.detach().cpu().to(torch.float16).contiguous().numpy().tobytes()
+        halves[is_text_weight(name)].append((name, raw))
+    return digest_arrays(halves[0]), digest_arrays(halves[1])
+
+
+def preprocessing_settings(config: DualConfig) -> dict[str, Any]:
+    """What the preprocessing hash of a model is taken over."""
+    return {"image": to_dict(config.image_preprocess), "text": to_dict(config.text_preprocess)}

@@ -1,0 +1,126 @@
+"""What happens to a picture or a text before a tower sees it; part of a model's `Space`.
+
+Shape letters: B items, H rows, W columns, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from costream.errors import DataError, WeightsError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+_RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImagePreprocess:
+    """How a picture becomes pixels.
+
+    Attributes:
+        size_px: Side of the square that the tower gets.
+        fit: `crop` scales the short side to `size_px / crop_share` and cuts the centre; `squash`
+            scales both sides to `size_px`.
+        crop_share: Side of the cut as a share of the scaled short side, in (0, 1].
+        resample: Filter of the scaling.
+        mean: Subtracted from each channel in [0, 1].
+        std: Then divides each channel.
+    """
+
+    size_px: int
+    fit: Literal["crop", "squash"] = "crop"
+    crop_share: float = 1.0
+    resample: Literal["bilinear", "bicubic"] = "bicubic"
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+    def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
+        """An upright RGB picture to uint8 (3, size_px, size_px)."""
+        filter_ = _RESAMPLING[self.resample]
+        if self.fit == "squash":
+            fitted = image.resize((self.size_px, self.size_px), filter_)
+        else:
+            # One resize from the box of the cut: the same picture as scaling and cutting, without
+            # making the parts that would be thrown away.
+            side = min(image.size) * self.crop_share
+            left, top = (image.width - side) / 2, (image.height - side) / 2
+            box = (left, top, left + side, top + side)
+            fitted = image.resize((self.size_px, self.size_px), filter_, box=box)
+        return np.asarray(fitted, dtype=np.uint8).transpose(2, 0, 1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextPreprocess:
+    """How a text becomes token ids.
+
+    Attributes:
+        max_tokens: Longest sequence, special tokens included; longer texts are cut.
+        pad_id: Token id that fills shorter texts.
+        pad_to_max: Whether every text is padded to `max_tokens` (SigLIP) and no mask is used.
+    """
+
+    max_tokens: int
+    pad_id: int = 0
+    pad_to_max: bool = False
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Read a `tokenizer.json`.
+
+    Raises:
+        WeightsError: When the file is absent or damaged.
+    """
+    from tokenizers import Tokenizer
+
+    if not path.is_file():
+        raise WeightsError(f"no tokenizer at {path}", hint="the model directory needs tokenizer.json")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the package raises bare Exception for every kind of damage
+        raise WeightsError(f"cannot read the tokenizer {path}: {error}") from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def tokenize(
+    tokenizer: Tokenizer, texts: Sequence[str], settings: TextPreprocess
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Texts to token ids and mask, both int64 (B, T), T the longest text's length.
+
+    A text longer than `max_tokens` is cut and keeps its closing special token.
+
+    Raises:
+        DataError: When an item is not a string.
+    """
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise DataError(
+                f"text {number} is a {type(text).__name__}, expected a str",
+                hint="pass a list of strings",
+            )
+    rows: list[list[int]] = []
+    for encoding in tokenizer.encode_batch([*texts]):
+        ids = encoding.ids
+        if len(ids) > settings.max_tokens:
+            closing = ids[-1:] if encoding.special_tokens_mask[-1] else []
+            ids = ids[: settings.max_tokens - len(closing)] + closing
+        rows.append(ids)
+    longest = settings.max_tokens if settings.pad_to_max else max(map(len, rows), default=0)
+    ids_BT = np.full((len(rows), longest), settings.pad_id, dtype=np.int64)
+    mask_BT = np.zeros((len(rows), longest), dtype=np.int64)
+    for number, row in enumerate(rows):
+        ids_BT[number, : len(row)] = row
+        mask_BT[number, : len(row)] = 1
+    if settings.pad_to_max:
+        mask_BT[:] = 1
+    return ids_BT, mask_BT

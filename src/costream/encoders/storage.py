@@ -1,0 +1,198 @@
+"""A model as a directory: `config.json`, `model.safetensors` (float16), `tokenizer.json`, `card.md`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from costream.config import from_dict, to_dict
+from costream.encoders.dual import (
+    DualConfig,
+    DualEncoder,
+    preprocessing_settings,
+    weight_digests,
+)
+from costream.encoders.fingerprint import hash_settings, join_digests
+from costream.encoders.locate import FORMAT, locate_model, read_description
+from costream.encoders.preprocess import load_tokenizer
+from costream.errors import WeightsError
+
+_GOLDEN_TEXT: Final = "A dog runs along the beach."
+_GOLDEN_TOLERANCE: Final = 2e-3
+
+
+def _golden_pixels(side: int) -> Tensor:
+    """A fixed picture: smooth waves, a different one in each channel."""
+    axis = torch.linspace(0, 6.283, side)
+    waves = [torch.sin(axis * k)[:, None] * torch.cos(axis * (k + 1))[None, :] for k in (1, 2, 3)]
+    return ((torch.stack(waves) + 1) * 127.5).round().to(torch.uint8)[None]
+
+
+def golden_features(model: DualEncoder) -> dict[str, list[float]]:
+    """First eight numbers of the vectors of a fixed picture and a fixed text.
+
+    They are stored with a model and compared when it is loaded: weights that fit by name and shape
+    but mean something else (another activation, say) do not pass.
+    """
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode():
+        image = model.embed_pixels(_golden_pixels(model.config.image_preprocess.size_px))
+    text = model.encode_texts([_GOLDEN_TEXT])
+    model.train(was_training)
+    return {
+        "image": [round(float(value), 5) for value in image[0, :8]],
+        "text": [round(float(value), 5) for value in text[0, :8]],
+    }
+
+
+def save_model(model: DualEncoder, directory: str | Path, *, card: str = "") -> Path:
+    """Write a model directory.
+
+    Weights are stored, and from then on used, in float16: the saved model is what gets measured.
+
+    Args:
+        model: On any device.
+        directory: Made if absent; files of an older model in it are replaced one by one.
+        card: Markdown for people: data, licence, numbers.
+
+    Returns:
+        The directory.
+
+    Raises:
+        WeightsError: When a weight is not finite in float16.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    state = {
+        name: value.detach().cpu().to(torch.float16).contiguous().clone()
+        for name, value in model.state_dict().items()
+    }
+    broken = [name for name, value in state.items() if not torch.isfinite(value).all()]
+    if broken:
+        raise WeightsError(f"weights {broken[:5]} are not finite in float16", hint="train on or again")
+    image_digest, text_digest = weight_digests(state)
+    stored = DualEncoder(model.config, model.tokenizer)
+    stored.load_state_dict(state)
+    settings = preprocessing_settings(model.config)
+    description = {
+        "format": FORMAT,
+        "config": to_dict(model.config),
+        "image_digest": image_digest,
+        "text_digest": text_digest,
+        "weights_hash": join_digests(image_digest, text_digest),
+        "preprocessing_hash": hash_settings(settings),
+        "golden": golden_features(stored),
+    }
+    _replace(directory / "model.safetensors", save(state, {"format": "pt"}))
+    _replace(directory / "tokenizer.json", model.tokenizer.to_str().encode())
+    if card:
+        _replace(directory / "card.md", card.encode())
+    _replace(directory / "config.json", (json.dumps(description, indent=1) + "\n").encode())
+    return directory
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write beside and rename, so that a reader never sees half a file."""
+    working = path.with_name(f".{path.name}.part")
+    with working.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    working.replace(path)
+
+
+def load_own_model(directory: Path) -> DualEncoder:
+    """Read a directory that `save_model` wrote; all or error.
+
+    Raises:
+        WeightsError: When a file is absent, damaged, or does not fit the others.
+    """
+    description = read_description(directory)
+    model = DualEncoder(
+        from_dict(DualConfig, description["config"]), load_tokenizer(directory / "tokenizer.json")
+    )
+    state = _read_weights(directory / "model.safetensors", model.state_dict())
+    digests = weight_digests(state)
+    if digests != (description["image_digest"], description["text_digest"]):
+        raise WeightsError(
+            f"{directory / 'model.safetensors'} does not match the checksum in config.json",
+            hint="the file is damaged or of another model; copy the directory again",
+        )
+    model.load_state_dict(state)
+    model.eval()
+    _check_golden(model, description["golden"], directory)
+    return model
+
+
+def _read_weights(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise WeightsError(f"no weights at {path}", hint="copy the whole model directory")
+    try:
+        state = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise WeightsError(f"cannot read {path}: {error}", hint="the file is damaged") from error
+    missing, unknown = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
+    wrong = [n for n in expected if n in state and state[n].shape != expected[n].shape]
+    if missing or unknown or wrong:
+        raise WeightsError(
+            f"{path} does not fit its config.json: missing {missing[:5]}, unknown {unknown[:5]}, "
+            f"of another shape {wrong[:5]}",
+            hint="copy both files from the same model",
+        )
+    return state
+
+
+def _check_golden(model: DualEncoder, golden: Mapping[str, list[float]], directory: Path) -> None:
+    for slot, values in golden_features(model).items():
+        gap = float(np.abs(np.array(values) - np.array(golden[slot])).max())
+        if not gap <= _GOLDEN_TOLERANCE:
+            raise WeightsError(
+                f"{directory}: the {slot} vector of the fixed input is off by {gap:.4f}, "
+                f"expected at most {_GOLDEN_TOLERANCE}",
+                hint="config.json and the weights are not of the same model",
+            )
+
+
+def load(name_or_dir: str | Path = "cots-mini", *, device: str | None = None) -> DualEncoder:
+    """Load a model: one of ours, a Hugging Face directory, or a hub name such as `openai/clip-...`.
+
+    Args:
+        name_or_dir: `cots-mini` (shipped), a directory, or a hub name with a slash (fetched only
+            then).
+        device: Where to; the first GPU if there is one, else the CPU, when None.
+
+    Returns:
+        The model, ready to embed.
+
+    Raises:
+        WeightsError: When there is no such model, or it is damaged.
+
+    Example:
+        >>> load("cots-mini").space.dim
+        256
+    """
+    from costream.encoders.device import default_device
+
+    directory = locate_model(name_or_dir)
+    if _is_own(directory):
+        model = load_own_model(directory)
+    else:
+        from costream.encoders.pretrained import load_pretrained
+
+        model = load_pretrained(directory)
+    return model.to(default_device() if device is None else torch.device(device))
+
+
+def _is_own(directory: Path) -> bool:
+    description: dict[str, Any] = read_description(directory, ours=False)
+    return "format" in description

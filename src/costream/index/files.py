@@ -1,0 +1,151 @@
+"""Files as an index sees them: where they are, whether they changed, what they hold."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from costream.data.failures import printable
+from costream.errors import DataError
+
+# More than any picture that the decoder would accept; keeps a disk image out of the memory.
+MAX_BYTES = 2**30
+# A file modified this shortly before it was read may change again without its time changing: file
+# systems count in steps of up to 2 s.
+_SETTLED_NS = 2_000_000_000
+_TRIES = 3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stamp:
+    """What tells without reading that a file is unchanged.
+
+    Attributes:
+        size: Bytes.
+        mtime_ns: When it was modified.
+    """
+
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Content:
+    """A file read at one moment; a stored picture to `costream.data.open_image`.
+
+    Attributes:
+        path: Where it is.
+        encoded: Its bytes.
+        content_hash: sha256 (hex) of them.
+        stamp: Of the moment of reading; its `mtime_ns` is 0 when the file is too fresh for its
+            time to vouch for it.
+    """
+
+    path: str
+    encoded: bytes
+    content_hash: str
+    stamp: Stamp
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return printable(self.path)
+
+    def read(self) -> bytes:
+        """Return the bytes."""
+        return self.encoded
+
+
+def stamp(path: str) -> Stamp:
+    """Look at a file without reading it.
+
+    Raises:
+        DataError: It is not there or may not be seen.
+    """
+    try:
+        status = os.stat(path)  # noqa: PTH116  undecodable names are plain strings here
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return Stamp(size=status.st_size, mtime_ns=status.st_mtime_ns)
+
+
+def read_content(path: str) -> Content:
+    """Read a file that nobody changes meanwhile.
+
+    Raises:
+        DataError: It is absent, unreadable or larger than `MAX_BYTES`, or it changed during each
+            of several readings.
+    """
+    for attempt in range(_TRIES):
+        if attempt:
+            time.sleep(0.05 * attempt)
+        before = stamp(path)
+        if before.size > MAX_BYTES:
+            raise DataError(
+                f"{printable(path)}: has {before.size:,} bytes, expected at most {MAX_BYTES:,}",
+                hint="make it smaller or leave it out",
+            )
+        started_ns = time.time_ns()
+        try:
+            with open(path, "rb") as stream:  # noqa: PTH123
+                encoded = stream.read(MAX_BYTES + 1)
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        if stamp(path) == before and len(encoded) == before.size:
+            settled = started_ns - before.mtime_ns > _SETTLED_NS
+            return Content(
+                path=path,
+                encoded=encoded,
+                content_hash=hashlib.sha256(encoded).hexdigest(),
+                stamp=before if settled else Stamp(size=before.size, mtime_ns=0),
+            )
+    raise DataError(
+        f"{printable(path)}: was changed while it was read, expected a file at rest",
+        hint="run again when its writer has finished",
+    )
+
+
+def _unreadable(path: str, error: OSError) -> DataError:
+    name = printable(path)
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return DataError(f"{name}: vanished after it was found", hint="nothing to do if it is gone")
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return DataError(f"{name}: may not be read (permission denied)", hint=f"chmod +r {name}")
+    reason = error.strerror or str(error)
+    return DataError(f"{name}: cannot be read ({reason})", hint="check the disk or the network")
+
+
+def real_paths(paths: Iterable[Path]) -> list[str]:
+    """Absolute paths without symbolic links, each once, in the order given."""
+    folders: dict[str, str] = {}
+    found: dict[str, None] = {}
+    for path in paths:
+        # Links in folders are followed once a folder, not once a file.
+        folder, name = os.path.split(os.path.abspath(path))  # noqa: PTH100
+        if folder not in folders:
+            folders[folder] = os.path.realpath(folder)
+        whole = os.path.join(folders[folder], name)  # noqa: PTH118
+        is_link = os.path.islink(whole)  # noqa: PTH114
+        found[os.path.realpath(whole) if is_link else whole] = None
+    return list(found)
+
+
+def is_gone(path: str) -> bool:
+    """Whether a path certainly leads to nothing; one that may not be looked at is not gone."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def is_below(path: str, roots: Iterable[str]) -> bool:
+    """Whether a path is one of the roots or inside one."""
+    return any(path == root or path.startswith(root.rstrip(os.sep) + os.sep) for root in roots)

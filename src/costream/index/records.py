@@ -1,0 +1,79 @@
+"""What an index holds and reports: data, no behaviour."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from costream.records import Space
+
+if TYPE_CHECKING:
+    from costream.data.failures import Failure
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Item:
+    """One thing that can be found.
+
+    Attributes:
+        id: Unique in the index. Pictures that `update_index` adds have their path as id.
+        path: Where the file is, absolute and without symbolic links, or None when there is no
+            file. Bytes of a name that are not UTF-8 are kept as Python's surrogate escapes.
+        content_hash: sha256 (hex) of the file's bytes; empty when there is no file.
+        size: Bytes of the file.
+        mtime_ns: When the file was last modified; 0 when that is not known, or was so recent that
+            a later change could bear the same time. The next update then compares contents.
+        meta: Anything else that JSON can hold.
+    """
+
+    id: str
+    path: str | None = None
+    content_hash: str = ""
+    size: int = 0
+    mtime_ns: int = 0
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IndexStats:
+    """Size and origin of an index.
+
+    Attributes:
+        directory: Where it is.
+        num_items: Items that can be found.
+        space: Where the vectors live; None before the first item.
+        size_bytes: Bytes of all its files.
+        format: Version of the form of its files.
+    """
+
+    directory: str
+    num_items: int
+    space: Space | None
+    size_bytes: int
+    format: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UpdateReport:
+    """What one run of `update_index` did.
+
+    Attributes:
+        added: Files that were not in the index.
+        changed: Files whose content had changed.
+        unchanged: Files that were in the index already with this content.
+        moved: Files that were known under a path that is gone.
+        removed: Items whose files are gone, with `prune=True`.
+        embedded: Pictures that went through the model; the rest of added, changed and moved ones
+            had the content of a known one.
+        failures: Files that could not be indexed. One that was indexed before keeps the vector of
+            its last good content, and is tried again by every run.
+    """
+
+    added: int = 0
+    changed: int = 0
+    unchanged: int = 0
+    moved: int = 0
+    removed: int = 0
+    embedded: int = 0
+    failures: tuple[Failure, ...] = ()

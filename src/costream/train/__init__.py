@@ -1,0 +1,123 @@
+"""Training: any method's objectives on any captioned data."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from costream.card import find_method
+from costream.config import parse_settings, to_dict
+from costream.errors import ConfigError
+from costream.suggest import did_you_mean
+from costream.train.config import TrainConfig
+
+if TYPE_CHECKING:
+    from costream.data import DataSet
+
+Progress = Callable[[int, int, Mapping[str, float]], None]
+
+
+def train(
+    method: str,
+    data: str | Path | DataSet,
+    out: str | Path,
+    settings: Mapping[str, str] | None = None,
+    *,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Train a model with a method and save it.
+
+    Under `torchrun`, all processes train one model together.
+
+    Args:
+        method: Name of a method (`costream methods`).
+        data: Captioned pictures: anything `read_data` takes, or a data set.
+        out: Directory of the run; gets `model/`, `metrics.jsonl`, `curves.png` and checkpoints.
+        settings: Option to text, of what to start from (`StartConfig`), of the loop (`TrainConfig`)
+            or of the method's own `Config`.
+        resume: Whether to go on from the newest intact checkpoint of `out`.
+        progress: Called each step with steps done, steps in all, and the losses.
+
+    Returns:
+        The directory of the trained model.
+
+    Raises:
+        ConfigError: When the method or a setting is unknown or out of range, or `out` holds a run
+            already and `resume` is not given.
+        DataError: When the data has no captions or is broken.
+        NumericalError: When a loss is not finite.
+    """
+    from costream.data import DataSet, read_data
+    from costream.encoders.storage import save_model
+    from costream.objectives.gather import rank
+    from costream.parts import Base
+    from costream.train.log import draw_curves, read_metrics
+    from costream.train.loop import run, start_processes
+    from costream.train.start import StartConfig, start_model
+
+    card = find_method(method)
+    module = importlib.import_module(f"costream.methods.{card.name}")
+    start, loop, own = split_settings(
+        settings or {}, (StartConfig, TrainConfig, module.Config), method
+    )
+    out = Path(out)
+    if (out / "checkpoints").exists() and not resume:
+        raise ConfigError(f"{out} holds a run already", hint="add --resume, or choose another --out")
+    start_processes()
+    samples = data if isinstance(data, DataSet) else read_data(data)
+    model = start_model(start, seed=loop.seed)
+    base = Base(model=model, data=samples, directory=out, seed=loop.seed)
+    parts = module.parts(own, base)
+    for change in parts.surgery:
+        model = change(model)
+    facts = {"method": method, "start": to_dict(start), "own": to_dict(own), "data": samples.hash}
+    out.mkdir(parents=True, exist_ok=True)
+    if rank() == 0:
+        (out / "run.json").write_text(json.dumps({**facts, "loop": to_dict(loop)}, indent=1) + "\n")
+    run(model, parts.objective, samples, loop, out, facts=facts, resume=resume, progress=progress)
+    if rank() == 0:
+        save_model(model, out / "model", card=_card(method, samples, facts))
+        try:
+            draw_curves(read_metrics(out / "metrics.jsonl"), out / "curves.png")
+        except ImportError:
+            (out / "curves.txt").write_text("pip install 'costream[train]' draws curves.png\n")
+    return out / "model"
+
+
+def split_settings(
+    settings: Mapping[str, str], kinds: tuple[type[Any], ...], method: str
+) -> tuple[Any, ...]:
+    """Give each setting to the configuration that has a field of its name.
+
+    Raises:
+        ConfigError: When a name is of no configuration, or a value does not fit.
+    """
+    known = {field.name: kind for kind in kinds for field in fields(kind)}
+    unknown = [key for key in settings if key.split(".")[0] not in known]
+    if unknown:
+        raise ConfigError(
+            f"training with {method} has no option {unknown[0]!r}{did_you_mean(unknown[0], known)}",
+            hint=f"its options are {', '.join(sorted(known))}",
+        )
+    return tuple(
+        parse_settings(
+            kind, {key: text for key, text in settings.items() if known[key.split(".")[0]] is kind}
+        )
+        for kind in kinds
+    )
+
+
+def _card(method: str, data: DataSet, facts: Mapping[str, Any]) -> str:
+    return (
+        f"# A model trained with {method}\n\n"
+        f"- data: {data.name}, {data.num_images} pictures, {data.num_captions} captions\n"
+        f"- data hash: {data.hash}\n"
+        f"- started from: {facts['start']['start']}\n"
+        f"- processes: {os.environ.get('WORLD_SIZE', '1')}\n"
+    )

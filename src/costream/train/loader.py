@@ -1,0 +1,224 @@
+"""Batches for training: which samples a step sees, and how they become tensors.
+
+Everything random comes from (seed, epoch, position), so a run that resumes at step s, or that is
+split over processes, sees the same crops, captions and masks as one that was never interrupted.
+
+Shape letters: B pictures, K captions a picture, T tokens, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageEnhance
+
+from costream.data import DataSet
+from costream.data.decode import open_image
+from costream.encoders.dual import DualEncoder
+from costream.encoders.preprocess import tokenize
+from costream.errors import DataError
+from costream.records import Batch, Sample
+from costream.train.config import TrainConfig
+
+_PREFETCH = 3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Draw:
+    """One picture of a step.
+
+    Attributes:
+        sample: Number in the data set.
+        seed: Of everything random about this visit.
+    """
+
+    sample: int
+    seed: int
+
+
+def draws_of_step(step: int, size: int, batch_size: int, seed: int) -> list[Draw]:
+    """Which samples step number `step` sees: each epoch a new order, without gaps between epochs.
+
+    Args:
+        step: From 0.
+        size: Samples in the data set.
+        batch_size: Samples a step.
+        seed: Of the run.
+
+    Example:
+        >>> first = [draw.sample for step in range(2) for draw in draws_of_step(step, 4, 2, 0)]
+        >>> sorted(first)
+        [0, 1, 2, 3]
+    """
+    draws = []
+    for position in range(step * batch_size, (step + 1) * batch_size):
+        epoch, index = divmod(position, size)
+        draws.append(
+            Draw(
+                sample=int(_epoch_order(size, epoch, seed)[index]),
+                seed=int(np.random.SeedSequence((seed, position)).generate_state(1)[0]),
+            )
+        )
+    return draws
+
+
+_orders: dict[tuple[int, int, int], NDArray[np.int64]] = {}
+
+
+def _epoch_order(size: int, epoch: int, seed: int) -> NDArray[np.int64]:
+    key = (size, epoch, seed)
+    if key not in _orders:
+        if len(_orders) > 4:
+            _orders.clear()
+        _orders[key] = np.random.default_rng((seed, 7919, epoch)).permutation(size)
+    return _orders[key]
+
+
+def augment(
+    image: Image.Image, side_px: int, config: TrainConfig, rng: np.random.Generator
+) -> NDArray[np.uint8]:
+    """A random crop of an upright RGB picture, perhaps mirrored, as uint8 (3, side_px, side_px).
+
+    Area uniform in [crop_area, 1] of the picture, aspect log-uniform in [3/4, 4/3].
+    """
+    width, height = image.size
+    area = width * height * rng.uniform(config.crop_area, 1.0)
+    aspect = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+    crop_width = min(width, (area * aspect) ** 0.5)
+    crop_height = min(height, (area / aspect) ** 0.5)
+    left = rng.uniform(0, width - crop_width) if crop_width < width else 0.0
+    top = rng.uniform(0, height - crop_height) if crop_height < height else 0.0
+    box = (left, top, min(left + crop_width, width), min(top + crop_height, height))
+    cut = image.resize((side_px, side_px), Image.Resampling.BILINEAR, box=box, reducing_gap=2.0)
+    if rng.random() < 0.5:
+        cut = cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if config.colour > 0:
+        for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+            cut = enhance(cut).enhance(1.0 + rng.uniform(-config.colour, config.colour))
+    return np.asarray(cut, dtype=np.uint8).transpose(2, 0, 1)
+
+
+class Loader:
+    """Makes the batches of one process, a few steps ahead, in threads.
+
+    Args:
+        data: Samples with an `image` and at least one caption in `text`.
+        model: For its preprocessing.
+        config: Sizes and augmentation.
+        rank: Number of this process.
+        processes: Number of processes; `batch_size` is split evenly over them.
+
+    Raises:
+        DataError: When there are no samples, one has no caption, or the batch does not split.
+    """
+
+    def __init__(
+        self,
+        data: DataSet,
+        model: DualEncoder,
+        config: TrainConfig,
+        *,
+        rank: int = 0,
+        processes: int = 1,
+    ) -> None:
+        parts = processes * config.accumulate
+        if config.batch_size % parts:
+            raise DataError(
+                f"batch_size {config.batch_size} does not split into {processes} processes x "
+                f"{config.accumulate} parts",
+                hint="choose a multiple",
+            )
+        if not data.samples:
+            raise DataError(f"{data.name} has no samples to train on")
+        for sample in data.samples:
+            if "image" not in sample.slots or not sample.slots.get("text"):
+                raise DataError(
+                    f"sample {sample.id!r} of {data.name} has no picture or no caption",
+                    hint="train on a manifest with captions",
+                )
+        self.data, self.model, self.config = data, model, config
+        self.side = config.image_px or model.config.image_preprocess.size_px
+        self.text = model.config.text_preprocess
+        if config.max_tokens:
+            shorter = min(config.max_tokens, self.text.max_tokens)
+            self.text = replace(self.text, max_tokens=shorter)
+        self.groups = {group: n for n, group in enumerate(dict.fromkeys(_groups(data.samples)))}
+        self.rank, self.processes = rank, processes
+        self._cache: dict[str, Image.Image] = {}
+
+    def _picture(self, number: int) -> Image.Image:
+        sample = self.data.samples[number]
+        cached = self._cache.get(sample.id)
+        if cached is not None:
+            return cached
+        source = sample.slots["image"]
+        image = open_image(source, smallest_side=max(self.config.cache_px, self.side))
+        if self.config.cache_images:
+            scale = self.config.cache_px / min(image.size)
+            if scale < 1:
+                size = (round(image.width * scale), round(image.height * scale))
+                image = image.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
+            self._cache[sample.id] = image
+        return image
+
+    def _pixels(self, draw: Draw) -> NDArray[np.uint8]:
+        rng = np.random.default_rng(draw.seed)
+        return augment(self._picture(draw.sample), self.side, self.config, rng)
+
+    def _captions(self, draw: Draw) -> list[str]:
+        """K captions of a picture: all different while there are enough, then again from the start."""
+        texts: Sequence[str] = self.data.samples[draw.sample].slots["text"]
+        order = np.random.default_rng((draw.seed, 1)).permutation(len(texts))
+        return [texts[order[k % len(texts)]] for k in range(self.config.captions)]
+
+    def _assemble(self, draws: Sequence[Draw], pixels: Sequence[NDArray[np.uint8]]) -> Batch:
+        samples = [self.data.samples[draw.sample] for draw in draws]
+        texts = [text for draw in draws for text in self._captions(draw)]
+        ids, mask = tokenize(self.model.tokenizer, texts, self.text)
+        shape = (len(draws), self.config.captions, -1)
+        return Batch(
+            ids=tuple(sample.id for sample in samples),
+            groups=torch.tensor([self.groups[sample.group] for sample in samples]),
+            slots={
+                "image": torch.from_numpy(np.stack(pixels)),
+                "text.ids": torch.from_numpy(ids).view(shape),
+                "text.mask": torch.from_numpy(mask).view(shape),
+            },
+            weight=torch.tensor([sample.weight for sample in samples], dtype=torch.float32),
+            seeds=torch.tensor([draw.seed for draw in draws]),
+        )
+
+    def _parts(self, step: int) -> list[list[Draw]]:
+        """This process's draws of a step, split into accumulated parts."""
+        draws = draws_of_step(step, len(self.data.samples), self.config.batch_size, self.config.seed)
+        count = self.config.accumulate
+        size = len(draws) // (self.processes * count)
+        starts = [(part * self.processes + self.rank) * size for part in range(count)]
+        return [draws[start : start + size] for start in starts]
+
+    def batches(self, first_step: int) -> Iterator[list[Batch]]:
+        """The batches of each step from `first_step` to the last, one per accumulated part."""
+        last = self.config.steps
+        with ThreadPoolExecutor(max_workers=self.config.threads) as pool:
+
+            def begin(step: int) -> list[tuple[list[Draw], list[Future[NDArray[np.uint8]]]]]:
+                return [
+                    (draws, [pool.submit(self._pixels, draw) for draw in draws])
+                    for draws in self._parts(step)
+                ]
+
+            waiting = [begin(step) for step in range(first_step, min(first_step + _PREFETCH, last))]
+            for step in range(first_step, last):
+                parts = waiting.pop(0)
+                if step + _PREFETCH < last:
+                    waiting.append(begin(step + _PREFETCH))
+                yield [self._assemble(d, [each.result() for each in p]) for d, p in parts]
+
+
+def _groups(samples: Sequence[Sample]) -> list[str]:
+    return [sample.group for sample in samples]

@@ -147,18 +147,18 @@ def rcc_pictures(package: Mapping[str, Any], root: Path) -> Iterator[Picture]:
         for word in words.split():
             file, _, name = word.partition(":")
             path = f"{prefix}{folder}/{file}.webp"
-            default = (f"{package.get('title', '')} of {file}", package.get("author", ""))
+            title = f"{package.get('title', 'Photograph')} of {file.replace('_', ' ')}"
             picture = Picture(
                 name=name or file,
                 content=content[path],
-                title=default[0],
-                author=default[1],
+                title=title,
+                author=package.get("author", ""),
                 licence=package.get("licence", ""),
                 package=package["name"],
                 source=path,
             )
-            known = credits_of.get(f"{file}.webp")
-            yield picture if known is None else replace(picture, **known)
+            known = credits_of.get(f"{file}.webp", {})
+            yield replace(picture, **{key: value for key, value in known.items() if value})
 
 
 def credits_in(content: Mapping[str, bytes], folder: str) -> dict[str, dict[str, str]]:

@@ -110,7 +110,16 @@ def make_tiny_model(folder: Path, *, seed: int, name: str) -> Path:
     from costream.encoders.vision import VisionConfig
 
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
-    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *COLOURS, *letters, *(f"##{c}" for c in letters)]
+    pieces = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *COLOURS,
+        *letters,
+        *(f"##{c}" for c in letters),
+    ]
     vocabulary = {piece: number for number, piece in enumerate(pieces)}
     tokenizer = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))  # noqa: S106  no password
     tokenizer.normalizer = BertNormalizer()

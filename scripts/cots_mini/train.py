@@ -26,10 +26,11 @@ from torch import Tensor
 
 from costream.config import parse_settings
 from costream.data import DataSet, open_image, read_data
-from costream.encoders.device import inference_autocast
+from costream.encoders.device import default_device, inference_autocast, keep_freed_memory
 from costream.encoders.dual import DualEncoder
 from costream.encoders.efficientnet import EfficientNetConfig, EfficientNetLite
 from costream.encoders.preprocess import tokenize
+from costream.encoders.starting_weights import imagenet_stem, pretrained_mini
 from costream.encoders.storage import save_model
 from costream.evaluate import evaluate
 from costream.methods import cots
@@ -38,8 +39,6 @@ from costream.parts import Base
 from costream.train.config import TrainConfig
 from costream.train.log import draw_curves, read_metrics
 from costream.train.loop import run
-from costream.train.start import imagenet_stem, pretrained_mini
-from costream.encoders.device import default_device
 
 PHRASINGS = ("{}", "a photo of a {}", "a picture of the {}")
 SELECTED_ON = "flickr8k"
@@ -168,6 +167,7 @@ def main() -> int:
         cots.Config, {k: v for k, v in words.items() if k not in loop_names}, METHOD
     )
 
+    keep_freed_memory()
     device = default_device()
     out = options.out
     out.mkdir(parents=True, exist_ok=True)

@@ -30,7 +30,7 @@ from costream.index import Index, Item, database, store, update_index
 
 WORKER = Path(__file__).with_name("index_worker.py")
 SPACE = ColourHistogram.space
-PATIENCE_S = 120
+PATIENCE_S = 600
 
 
 @contextmanager
@@ -105,7 +105,8 @@ def kill_while_changing(directory: Path, seed: int, delay_s: float) -> int:
         first = process.stdout.readline()  # it is at work now
         time.sleep(delay_s)
         process.send_signal(signal.SIGKILL)
-        rest, _ = process.communicate(timeout=PATIENCE_S)
+        # Not communicate(): it would pass over what readline() has buffered.
+        rest = process.stdout.read()
     return int((first + rest).split()[-1])
 
 
@@ -148,7 +149,7 @@ def stop_while_indexing(
         assert process.stdout.readline() == "go\n"
         time.sleep(delay_s)
         process.send_signal(how)
-        rest, _ = process.communicate(timeout=PATIENCE_S)
+        rest = process.stdout.read()
     done = [int(line) for line in rest.split() if line.isdigit()]
     return done[-1] if done else 0
 

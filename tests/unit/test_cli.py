@@ -419,7 +419,7 @@ def test_a_search_by_words_loads_no_torch_and_no_rich(indexed: Path) -> None:
         "from costream.cli import run\n"
         "code = run(['search', 'red', '--json'])\n"
         "heavy = {'torch', 'rich', 'transformers', 'matplotlib', 'datasets'} & set(sys.modules)\n"
-        "sys.exit(code or ' '.join(sorted(heavy)))\n"
+        "sys.exit(code or ' '.join(sorted(heavy)) or 0)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=indexed, capture_output=True, text=True, check=False
@@ -448,3 +448,66 @@ def test_demo_on_own_pictures(
     assert page.count("<figure") == 9
     again = costream.here("demo", "--pictures", "pictures", "--json", cwd=tmp_path).json
     assert [len(each["results"]) for each in again] == [3, 3, 3]
+
+
+# --- progress ---
+
+SLOW = """
+import time
+from costream.cli import output
+output._QUIET_S = {quiet}
+with output.progress_bar("Working") as advance:
+    for done in range(1, 6):
+        time.sleep(0.02)
+        advance(done, 5)
+"""
+
+
+@pytest.mark.parametrize(("quiet", "terminal"), [(0.0, True), (60.0, True), (0.0, False)])
+def test_a_bar_is_shown_on_a_terminal_when_it_takes_long(quiet: float, terminal: bool) -> None:
+    import pty
+
+    master, slave = pty.openpty()
+    done = subprocess.run(
+        [sys.executable, "-c", SLOW.format(quiet=quiet)],
+        stdout=subprocess.PIPE,
+        stderr=slave if terminal else subprocess.PIPE,
+        env=os.environ | {"TERM": "xterm"},
+        check=True,
+    )
+    os.write(slave, b"end")
+    os.close(slave)
+    shown = os.read(master, 65536).decode()
+    os.close(master)
+    assert done.stdout == b""
+    assert ("Working" in shown) == (terminal and quiet == 0)
+    assert not done.stderr
+
+
+# --- train ---
+
+
+def test_training_makes_a_model_that_can_be_used_and_resumed(
+    manifest: Path, tiny_model_dir: Path, costream: Program
+) -> None:
+    words = ["train", "cots", "--data", manifest, "--out", "run", "--json"]
+    words += ["--set", f"start={tiny_model_dir}", "--set", "mvm=0", "mlm=0", "queue_size=6"]
+    words += ["batch_size=3", "steps=2", "checkpoint_every=1"]
+    made = costream.here(*words, cwd=manifest.parent).json
+    assert made["method"] == "cots"
+    # A run that is there is not written over ...
+    costream.here(*words, cwd=manifest.parent, code=2)
+    # ... but a finished one can be taken up again.
+    resumed = costream.here(*words, "--resume", cwd=manifest.parent).json
+    assert resumed["model"] == made["model"]
+    measure = ("evaluate", "--model", made["model"], "--data", manifest, "--json")
+    assert costream.here(*measure, cwd=manifest.parent).json["data"]["images"] == 3
+
+
+def test_an_unknown_setting_is_refused_with_a_suggestion(
+    manifest: Path, tiny_model_dir: Path, costream: Program
+) -> None:
+    words = ("train", "cots", "--data", manifest, "--out", "run", "--set", "bach_size=3")
+    done = costream.here(*words, cwd=manifest.parent, code=2)
+    assert "batch_size" in done.stderr
+    assert not (manifest.parent / "run").exists()

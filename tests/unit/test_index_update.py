@@ -124,7 +124,9 @@ def test_a_moved_file_keeps_its_vector_and_meta(index: Index, pictures: Path) ->
     assert index.get([str(pictures / "moved.png")])[0].meta == {"stars": 5}
 
 
-def test_two_files_that_swap_their_names(index: Index, pictures: Path) -> None:
+@pytest.mark.parametrize("batch_size", [1, 64])
+def test_two_files_that_swap_their_names(index: Index, pictures: Path, batch_size: int) -> None:
+    """One at a time, the first overwrites what the second would have taken its vector from."""
     run(index, pictures)
     first, second = pictures / "0" / "0.png", pictures / "0" / "2.png"
     first.rename(pictures / "aside")
@@ -132,8 +134,9 @@ def test_two_files_that_swap_their_names(index: Index, pictures: Path) -> None:
     (pictures / "aside").rename(second)
     for file in (first, second):
         os.utime(file, ns=(LONG_AGO_NS + 9, LONG_AGO_NS + 9))
-    report = run(index, pictures)
+    report = run(index, pictures, batch_size=batch_size)
     assert (report.changed, report.unchanged, report.failures) == (2, 8, ())
+    assert report.embedded == (1 if batch_size == 1 else 0)
     assert_equals_files(index, pictures)
 
 

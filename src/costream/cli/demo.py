@@ -29,7 +29,7 @@ def run(
     out: Annotated[
         Path, typer.Option("--out", metavar="DIR", help="Folder for the index and the page.")
     ] = Path("demo"),
-    top: Annotated[int, typer.Option("--top", min=1, help="Results a search.")] = 5,
+    top: Annotated[int, typer.Option("--top", min=1, help="Results a search.")] = 6,
     as_json: AsJson = False,
 ) -> int:
     """Show what costream does."""

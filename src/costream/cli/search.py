@@ -147,10 +147,9 @@ def _embed(query: str | Path, model_name: str) -> tuple[NDArray[Any], Space]:
 
         encoder = load_text_encoder(model_name)
         return encoder.encode_texts([query]), encoder.space
-    if not query.exists():
-        raise DataError(
-            f"{shown_path(str(query))}: is not there, expected a picture", hint="check the path"
-        )
+    from costream.data.decode import open_image
+
+    open_image(query)  # a broken picture is refused before torch is loaded
     from costream.encoders.storage import load
 
     model = load(model_name)

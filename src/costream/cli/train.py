@@ -26,6 +26,10 @@ def run(
             "--set", metavar="KEY=VALUE", help="An option of the training or of the method."
         ),
     ] = None,
+    more: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="More options, after --set or without."),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the newest intact checkpoint.")
     ] = False,
@@ -35,7 +39,7 @@ def run(
     from costream.card import find_method
 
     find_method(method)  # refuses an unknown name before torch is loaded
-    options = parse_words(settings or [])
+    options = parse_words([*(settings or []), *(more or [])])
 
     from costream.train import train
 
@@ -56,7 +60,7 @@ def parse_words(words: list[str]) -> dict[str, str]:
     """Settings from `key=value` words.
 
     Args:
-        words: As given after `--set`.
+        words: As given.
 
     Returns:
         Key to value, both text; what they mean is for the configuration to say.
@@ -72,10 +76,10 @@ def parse_words(words: list[str]) -> dict[str, str]:
     for word in words:
         key, equals, value = word.partition("=")
         if not equals or not key:
-            raise ConfigError(f"got --set {word!r}, expected key=value", hint="--set steps=1000")
+            raise ConfigError(f"got {word!r}, expected key=value", hint="--set steps=1000")
         if settings.setdefault(key, value) != value:
             raise ConfigError(
-                f"got --set {key}={settings[key]} and --set {key}={value}, expected one of them",
+                f"got {key}={settings[key]} and {key}={value}, expected one of them",
                 hint="remove one",
             )
     return settings

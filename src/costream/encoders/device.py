@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_MAX = -4
+_WORTHWHILE = 1.2
 
 
 def default_device() -> torch.device:
@@ -24,35 +25,56 @@ def default_device() -> torch.device:
 def bf16_speedup(size: int = 768, rounds: int = 3) -> float:
     """How many times faster a bfloat16 matrix product is than a float32 one on this CPU.
 
+    Measured once a process. Changes no random state, so it may be asked at any time.
+
     Args:
         size: Rows and columns of the matrices.
-        rounds: Products timed of each kind; the fastest counts.
+        rounds: Products timed of each kind after a first one; the fastest counts.
+
+    Returns:
+        Seconds in float32 divided by seconds in bfloat16; above 1 where bfloat16 is faster.
     """
     seconds: dict[torch.dtype, float] = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        a = torch.randn(size, size).to(dtype)
-        times = []
-        for _ in range(rounds + 1):
-            start = time.perf_counter()
-            a @ a
-            times.append(time.perf_counter() - start)
-        seconds[dtype] = min(times)
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        for dtype in (torch.float32, torch.bfloat16):
+            # Not random numbers: a measurement must not move the generator of the run around it.
+            a = torch.full((size, size), 0.5, dtype=dtype)
+            times = []
+            for _ in range(rounds + 1):
+                start = time.perf_counter()
+                torch.mm(a, a)
+                times.append(time.perf_counter() - start)
+            seconds[dtype] = min(times)
     return seconds[torch.float32] / seconds[torch.bfloat16]
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """bfloat16 where it is faster than float32 (measured on CPUs), else None."""
+    """What to train in: bfloat16 where it is faster than float32 (measured on CPUs), else None.
+
+    A CPU without instructions for bfloat16 emulates it, many times slower than float32.
+    """
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else None
-    return torch.bfloat16 if bf16_speedup() > 1.2 else None
+    return torch.bfloat16 if bf16_speedup() > _WORTHWHILE else None
+
+
+def precision(
+    device: torch.device, dtype: torch.dtype | None
+) -> contextlib.AbstractContextManager[object]:
+    """Mixed precision of a given type, or float32 throughout.
+
+    Args:
+        device: Where the work is done.
+        dtype: Of matrix products and convolutions; None is float32.
+    """
+    if dtype is None:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype)
 
 
 def autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Mixed precision for training: bfloat16 where it is faster, nothing elsewhere."""
-    dtype = autocast_dtype(device)
-    if dtype is None:
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype)
+    return precision(device, autocast_dtype(device))
 
 
 def inference_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -17,8 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from costream.config import to_dict
+from costream.config import Range
 from costream.data.decode import open_image
+from costream.data.picture import PictureSource
 from costream.encoders.blocks import Encoded
 from costream.encoders.device import inference_autocast
 from costream.encoders.fingerprint import (
@@ -26,18 +26,17 @@ from costream.encoders.fingerprint import (
     hash_settings,
     is_text_weight,
     join_digests,
+    settings_that_count,
 )
 from costream.encoders.preprocess import ImagePreprocess, TextPreprocess, tokenize
 from costream.encoders.text import TextConfig, TextTower
 from costream.encoders.vision import VisionConfig, VisionTower
-from costream.errors import DataError
+from costream.errors import ConfigError, DataError
 from costream.records import Batch, Features, Space
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
     from tokenizers import Tokenizer
 
-Picture = "str | Path | bytes | Image"
 T = TypeVar("T")
 
 
@@ -53,17 +52,17 @@ class DualConfig:
         image_preprocess: What happens to a picture first.
         text_preprocess: What happens to a text first.
         projection_bias: Whether the projections into the shared space have a bias.
-        projection: Whether there are projections at all (SigLIP has none).
+        projection: Which towers have one: `both` or only the `text` tower (SigLIP).
     """
 
     name: str
-    dim: int
+    dim: Annotated[int, Range(1)]
     vision: VisionConfig
     text: TextConfig
     image_preprocess: ImagePreprocess
     text_preprocess: TextPreprocess
     projection_bias: bool = False
-    projection: bool = True
+    projection: Literal["both", "text"] = "both"
 
 
 class DualEncoder(nn.Module):
@@ -88,10 +87,9 @@ class DualEncoder(nn.Module):
         self.text = TextTower(config.text)
         bias = config.projection_bias
         self.image_projection: nn.Linear | nn.Identity = nn.Identity()
-        self.text_projection: nn.Linear | nn.Identity = nn.Identity()
-        if config.projection:
+        if config.projection == "both":
             self.image_projection = nn.Linear(self.vision.width, config.dim, bias=bias)
-            self.text_projection = nn.Linear(self.text.width, config.dim, bias=bias)
+        self.text_projection = nn.Linear(self.text.width, config.dim, bias=bias)
         self.pixel_mean: Tensor
         self.pixel_std: Tensor
         mean, std = config.image_preprocess.mean, config.image_preprocess.std
@@ -110,11 +108,16 @@ class DualEncoder(nn.Module):
 
     @property
     def space(self) -> Space:
-        """The space of this model's vectors; changes whenever a weight or a setting changes."""
+        """The space of this model's vectors.
+
+        It changes with every weight (in the precision in which weights are stored), with the name,
+        and with every setting that decides on a vector: of preprocessing and of the towers' form,
+        for two models may have the same weights and another activation.
+        """
         return Space(
             encoder=self.name,
             weights_hash=join_digests(*weight_digests(self.state_dict())),
-            preprocessing_hash=hash_settings(preprocessing_settings(self.config)),
+            preprocessing_hash=settings_hash(self.config),
             dim=self.config.dim,
         )
 
@@ -167,9 +170,7 @@ class DualEncoder(nn.Module):
                 tokens=seen.tokens,
                 extras={"frozen": frozen, "stem_map": stem_map},
             ),
-            "text": Features(
-                pooled=self.project_text(read), tokens=read.tokens, mask=mask.bool()
-            ),
+            "text": Features(pooled=self.project_text(read), tokens=read.tokens, mask=mask.bool()),
         }
 
     def _attended(self, mask: Tensor) -> Tensor | None:
@@ -179,7 +180,7 @@ class DualEncoder(nn.Module):
 
     def encode_images(
         self,
-        images: Sequence[Picture],
+        images: Sequence[PictureSource],
         *,
         batch_size: int = 32,
         progress: Callable[[int], None] | None = None,
@@ -187,7 +188,7 @@ class DualEncoder(nn.Module):
         """Pictures to unit vectors.
 
         Args:
-            images: Paths, encoded bytes or PIL images.
+            images: Paths, encoded bytes, PIL images or pictures stored in an archive.
             batch_size: Pictures a step; the result does not depend on it beyond rounding.
             progress: Called with the number of pictures done since the last call.
 
@@ -195,11 +196,19 @@ class DualEncoder(nn.Module):
             float32 (N, D), row i for picture i.
 
         Raises:
-            DataError: When a picture is absent or broken; names it.
+            DataError: When a picture is absent or broken (names it), or one picture is given
+                instead of a list.
+            ConfigError: When `batch_size` is below 1.
+
+        Example:
+            >>> import costream
+            >>> from PIL import Image
+            >>> costream.load("cots-mini").encode_images([Image.new("RGB", (300, 200))]).shape
+            (1, 256)
         """
         settings = self.config.image_preprocess
 
-        def pixels(picture: Picture) -> NDArray[np.uint8]:
+        def pixels(picture: PictureSource) -> NDArray[np.uint8]:
             return settings.pixels(open_image(picture, smallest_side=settings.size_px * 2))
 
         def run(batch: Sequence[NDArray[np.uint8]]) -> Tensor:
@@ -219,14 +228,20 @@ class DualEncoder(nn.Module):
 
         Args:
             texts: Strings of any language and length; what exceeds the context is cut.
-            batch_size: Texts a step.
+            batch_size: Texts a step; the result does not depend on it beyond rounding.
             progress: Called with the number of texts done since the last call.
 
         Returns:
             float32 (N, D), row i for text i.
 
         Raises:
-            DataError: When an item is not a string.
+            DataError: When an item is not a string, or one string is given instead of a list.
+            ConfigError: When `batch_size` is below 1.
+
+        Example:
+            >>> import costream
+            >>> costream.load("cots-mini").encode_texts(["a dog", "zwei Hunde"]).shape
+            (2, 256)
         """
         settings = self.config.text_preprocess
 
@@ -238,7 +253,7 @@ class DualEncoder(nn.Module):
         return self._collect(_in_batches(_check_list(texts, "texts"), batch_size), run, progress)
 
     def encode_videos(
-        self, videos: Sequence[Sequence[Picture]], *, batch_size: int = 32
+        self, videos: Sequence[Sequence[PictureSource]], *, batch_size: int = 32
     ) -> NDArray[np.float32]:
         """Videos, given as their sampled frames, to unit vectors.
 
@@ -253,15 +268,26 @@ class DualEncoder(nn.Module):
             float32 (N, D).
 
         Raises:
-            DataError: When a video has no frame, or a frame is broken.
+            DataError: When a video has no frame, a frame is broken, or a video is not a list.
+            ConfigError: When `batch_size` is below 1.
+
+        Example:
+            >>> import costream
+            >>> from PIL import Image
+            >>> frames = [Image.new("RGB", (300, 200), shade) for shade in ("red", "blue")]
+            >>> costream.load("cots-mini").encode_videos([frames]).shape
+            (1, 256)
         """
-        frames: list[Picture] = []
+        frames: list[PictureSource] = []
         counts: list[int] = []
-        for number, video in enumerate(videos):
-            counts.append(len(video))
+        for number, video in enumerate(_check_list(videos, "videos")):
+            counts.append(len(_check_list(video, f"frames as video {number}")))
             frames.extend(video)
             if not counts[-1]:
-                raise DataError(f"video {number} has no frame, expected at least one")
+                raise DataError(
+                    f"video {number} has no frame, expected at least one",
+                    hint="leave it out, or sample frames from it",
+                )
         vectors = self.encode_images(frames, batch_size=batch_size)
         starts = np.cumsum([0, *counts])
         pooled = np.zeros((len(counts), self.config.dim), dtype=np.float32)
@@ -279,27 +305,35 @@ class DualEncoder(nn.Module):
         was_training = self.training
         self.eval()
         rows = [np.zeros((0, self.config.dim), dtype=np.float32)]
-        with torch.inference_mode(), inference_autocast(self.device):
-            for batch in batches:
-                rows.append(run(batch).float().cpu().numpy())
-                if progress is not None:
-                    progress(len(batch))
-        self.train(was_training)
+        try:
+            with torch.inference_mode(), inference_autocast(self.device):
+                for batch in batches:
+                    rows.append(run(batch).float().cpu().numpy())
+                    if progress is not None:
+                        progress(len(batch))
+        finally:
+            self.train(was_training)
         return np.concatenate(rows)
 
 
 def _check_list(items: Sequence[T], what: str) -> Sequence[T]:
-    if isinstance(items, str | bytes):
-        raise DataError(f"got one {type(items).__name__}, expected a list of {what}", hint="pass [x]")
+    """Refuse one item where a list is expected: a string would be taken for its letters."""
+    if isinstance(items, str | bytes) or not hasattr(items, "__len__"):
+        raise DataError(
+            f"got one {type(items).__name__}, expected a list of {what}",
+            hint="pass [x] instead of x, or list(x)",
+        )
     return items
 
 
 def _in_batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    if size < 1:
+        raise ConfigError(f"batch_size is {size}, expected at least 1")
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def _decoded_ahead(
-    batches: Iterator[Sequence[Picture]], pixels: Callable[[Picture], NDArray[np.uint8]]
+    batches: Iterator[Sequence[PictureSource]], pixels: Callable[[PictureSource], NDArray[np.uint8]]
 ) -> Iterator[Sequence[NDArray[np.uint8]]]:
     """Decode the next batch in threads while the model works on this one."""
     with ThreadPoolExecutor(max_workers=2) as pool:
@@ -319,6 +353,6 @@ def weight_digests(state: Mapping[str, Tensor]) -> tuple[str, str]:
     return digest_arrays(halves[0]), digest_arrays(halves[1])
 
 
-def preprocessing_settings(config: DualConfig) -> dict[str, Any]:
-    """What the preprocessing hash of a model is taken over."""
-    return {"image": to_dict(config.image_preprocess), "text": to_dict(config.text_preprocess)}
+def settings_hash(config: DualConfig) -> str:
+    """Fingerprint of every setting that decides on a vector, beside the weights."""
+    return hash_settings(settings_that_count(config))

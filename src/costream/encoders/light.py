@@ -11,16 +11,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from costream.encoders.fingerprint import digest_arrays, is_text_weight, join_digests
-from costream.encoders.locate import FORMAT, locate_model, read_description
+from costream.encoders.locate import (
+    FORMAT,
+    check_tokenizer,
+    field_of,
+    locate_model,
+    read_description,
+)
 from costream.encoders.preprocess import TextPreprocess, load_tokenizer, tokenize
-from costream.errors import WeightsError
+from costream.errors import DataError, WeightsError
 from costream.records import Space
 
 if TYPE_CHECKING:
@@ -51,8 +57,7 @@ def erf(x: Array) -> Array:
     """
     t = 1.0 / (1.0 + 0.3275911 * np.abs(x))
     series = t * (
-        0.254829592
-        + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429)))
+        0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429)))
     )
     return (np.sign(x) * (1.0 - series * np.exp(-x * x))).astype(np.float32)
 
@@ -82,7 +87,7 @@ class LightTextEncoder:
         self.space = Space(
             encoder=description["config"]["name"],
             weights_hash=description["weights_hash"],
-            preprocessing_hash=description["preprocessing_hash"],
+            preprocessing_hash=description["settings_hash"],
             dim=description["config"]["dim"],
         )
 
@@ -96,8 +101,10 @@ class LightTextEncoder:
             float32 (N, D), equal to the full model's to about 1e-5.
 
         Raises:
-            DataError: When an item is not a string.
+            DataError: When an item is not a string, or one string is given instead of a list.
         """
+        if isinstance(texts, str):
+            raise DataError("got one str, expected a list of texts", hint="pass [x] instead of x")
         rows = [self._encode(text) for text in texts]
         return np.stack(rows) if rows else np.zeros((0, self.space.dim), dtype=np.float32)
 
@@ -109,7 +116,8 @@ class LightTextEncoder:
         x = self._norm(x, "text.embedding_norm", eps)
         for number in range(self._text["transformer"]["depth"]):
             layer = f"text.transformer.layers.{number}"
-            x = self._norm(x + self._attend(x, f"{layer}.attention"), f"{layer}.attention_norm", eps)
+            mixed = self._attend(x, f"{layer}.attention")
+            x = self._norm(x + mixed, f"{layer}.attention_norm", eps)
             inner = self._linear(x, f"{layer}.mlp_in")
             inner = 0.5 * inner * (1.0 + erf(inner * np.float32(0.5**0.5)))
             x = self._norm(x + self._linear(inner, f"{layer}.mlp_out"), f"{layer}.mlp_norm", eps)
@@ -134,19 +142,51 @@ class LightTextEncoder:
         scores = query @ key.transpose(0, 2, 1) / np.float32((width // heads) ** 0.5)
         scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
         shares = scores / scores.sum(axis=-1, keepdims=True)
-        return self._linear((shares @ value).transpose(1, 0, 2).reshape(tokens, width), f"{name}.out")
+        mixed = (shares @ value).transpose(1, 0, 2).reshape(tokens, width)
+        return self._linear(mixed, f"{name}.out")
 
 
-def _is_light(text: Mapping[str, Any]) -> bool:
-    transformer = text["transformer"]
+# Every option of a text tower, with the values that are implemented here; None is any value. A
+# tower with an option that is not listed, or with another value, is for the full implementation.
+_TOWER: Final[Mapping[str, tuple[object, ...] | None]] = {
+    "vocab_size": None,
+    "context": None,
+    "transformer": None,
+    "causal": (False,),
+    "embedding_norm": (True,),
+    "final_norm": (False,),
+    "pooling": ("mean", "first"),
+    "eot_id": None,
+}
+_LAYERS: Final[Mapping[str, tuple[object, ...] | None]] = {
+    "width": None,
+    "depth": None,
+    "heads": None,
+    "mlp_width": None,
+    "norm": ("post",),
+    "activation": ("gelu",),
+    "norm_eps": None,
+    "dropout": None,
+    "drop_path": None,
+    "layer_scale": (False,),
+}
+
+
+def _covers(known: Mapping[str, tuple[object, ...] | None], found: Mapping[str, Any]) -> bool:
+    return set(found) == set(known) and all(
+        allowed is None or found[key] in allowed for key, allowed in known.items()
+    )
+
+
+def _is_light(description: Mapping[str, Any], source: Path) -> bool:
+    """Whether the text tower of a description is of the kind that is implemented here."""
+    config = field_of(description, "config", source, dict)
+    text = field_of(config, "text", source, dict)
+    layers = field_of(text, "transformer", source, dict)
     return (
-        transformer["norm"] == "post"
-        and transformer["activation"] == "gelu"
-        and not transformer["layer_scale"]
-        and not text["causal"]
-        and text["embedding_norm"]
-        and not text["final_norm"]
-        and text["pooling"] in ("mean", "first")
+        "settings_hash" in description
+        and _covers(_TOWER, text)
+        and _covers(_LAYERS, layers)
     )
 
 
@@ -160,7 +200,7 @@ def _read_text_weights(directory: Path, description: Mapping[str, Any]) -> dict[
             f"cannot read {path}: {error}", hint="copy the whole model directory again"
         ) from error
     found = digest_arrays((name, values.data) for name, values in stored.items())
-    if found != description["text_digest"]:
+    if found != field_of(description, "text_digest", directory / "config.json", str):
         raise WeightsError(
             f"the text weights in {path} do not match the checksum in config.json",
             hint="the file is damaged or of another model; copy the directory again",
@@ -183,17 +223,28 @@ def load_text_encoder(name_or_dir: str | Path = "cots-mini") -> TextEncoder:
         An object with `space` and `encode_texts`.
 
     Raises:
-        WeightsError: When there is no such model, or its text weights are damaged.
+        WeightsError: When there is no such model, or what a search by words reads of it is damaged.
+
+    Example:
+        >>> load_text_encoder("cots-mini").encode_texts(["a dog on a beach"]).shape
+        (1, 256)
     """
     directory = locate_model(name_or_dir)
     description = read_description(directory, ours=False)
-    light = description.get("format") == FORMAT and _is_light(description["config"]["text"])
-    if not light:
+    source = directory / "config.json"
+    if description.get("format") != FORMAT or not _is_light(description, source):
         from costream.encoders.storage import load
 
         return load(directory)
-    joined = join_digests(description["image_digest"], description["text_digest"])
-    if joined != description["weights_hash"]:
-        raise WeightsError(f"{directory / 'config.json'} contradicts itself", hint="copy it again")
+    image, text, joined = (
+        field_of(description, key, source, str)
+        for key in ("image_digest", "text_digest", "weights_hash")
+    )
+    if join_digests(image, text) != joined:
+        raise WeightsError(
+            f"the checksums in {source} contradict each other",
+            hint="the file is damaged; copy the model directory again",
+        )
+    check_tokenizer(directory, description)
     weights = _read_text_weights(directory, description)
     return LightTextEncoder(description, weights, load_tokenizer(directory / "tokenizer.json"))

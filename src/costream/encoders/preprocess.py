@@ -5,20 +5,23 @@ Shape letters: B items, H rows, W columns, T tokens.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from costream.config import Range
 from costream.errors import DataError, WeightsError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
@@ -36,9 +39,9 @@ class ImagePreprocess:
         std: Then divides each channel.
     """
 
-    size_px: int
+    size_px: Annotated[int, Range(1)]
     fit: Literal["crop", "squash"] = "crop"
-    crop_share: float = 1.0
+    crop_share: Annotated[float, Range(0, 1, low_included=False)] = 1.0
     resample: Literal["bilinear", "bicubic"] = "bicubic"
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
@@ -68,7 +71,7 @@ class TextPreprocess:
         pad_to_max: Whether every text is padded to `max_tokens` (SigLIP) and no mask is used.
     """
 
-    max_tokens: int
+    max_tokens: Annotated[int, Range(1)]
     pad_id: int = 0
     pad_to_max: bool = False
 
@@ -82,11 +85,16 @@ def load_tokenizer(path: Path) -> Tokenizer:
     from tokenizers import Tokenizer
 
     if not path.is_file():
-        raise WeightsError(f"no tokenizer at {path}", hint="the model directory needs tokenizer.json")
+        raise WeightsError(
+            f"no tokenizer at {path}", hint="the model directory needs tokenizer.json"
+        )
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the package raises bare Exception for every kind of damage
-        raise WeightsError(f"cannot read the tokenizer {path}: {error}") from error
+        raise WeightsError(
+            f"cannot read the tokenizer {path}: {error}",
+            hint="the file is damaged; copy the model directory again",
+        ) from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
@@ -97,7 +105,17 @@ def tokenize(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Texts to token ids and mask, both int64 (B, T), T the longest text's length.
 
-    A text longer than `max_tokens` is cut and keeps its closing special token.
+    A text longer than `max_tokens` is cut and keeps its closing special token. What is no character
+    (half of a surrogate pair, as file names that are not UTF-8 become) is read as U+FFFD.
+
+    Args:
+        tokenizer: Without padding and truncation, as `load_tokenizer` gives it.
+        texts: Strings.
+        settings: Longest sequence and padding.
+
+    Returns:
+        Token ids, padded on the right, and a mask that is 1 where a token is real (everywhere with
+        `pad_to_max`).
 
     Raises:
         DataError: When an item is not a string.
@@ -109,7 +127,8 @@ def tokenize(
                 hint="pass a list of strings",
             )
     rows: list[list[int]] = []
-    for encoding in tokenizer.encode_batch([*texts]):
+    readable = [_LONE_SURROGATE.sub("\ufffd", text) for text in texts]
+    for encoding in tokenizer.encode_batch(readable):
         ids = encoding.ids
         if len(ids) > settings.max_tokens:
             closing = ids[-1:] if encoding.special_tokens_mask[-1] else []

@@ -1,7 +1,8 @@
-"""The sizes of our own models, and where their starting weights come from."""
+"""The sizes of our own models, by name."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 from costream.encoders.blocks import TransformerConfig
@@ -10,6 +11,8 @@ from costream.encoders.efficientnet import EfficientNetConfig
 from costream.encoders.preprocess import ImagePreprocess, TextPreprocess
 from costream.encoders.text import TextConfig
 from costream.encoders.vision import VisionConfig
+from costream.errors import ConfigError
+from costream.suggest import did_you_mean
 
 _MINILM: Final = TransformerConfig(
     width=384, depth=6, heads=12, mlp_width=1536, norm="post", norm_eps=1e-12, dropout=0.1
@@ -67,3 +70,44 @@ COTS_BASE: Final = DualConfig(
     text_preprocess=TextPreprocess(max_tokens=64),
 )
 """The paper's scale: ViT-B/16 at 384 pixels and BERT-base."""
+
+_TINY_LAYERS: Final = TransformerConfig(width=96, depth=3, heads=4, mlp_width=192)
+
+TINY: Final = DualConfig(
+    name="tiny",
+    dim=64,
+    vision=VisionConfig(image_px=48, patch_px=6, transformer=_TINY_LAYERS),
+    text=TextConfig(vocab_size=30_522, context=32, transformer=_TINY_LAYERS, embedding_norm=True),
+    image_preprocess=ImagePreprocess(size_px=48),
+    text_preprocess=TextPreprocess(max_tokens=32),
+)
+"""A model that learns procedural scenes in seconds: for tests and first steps."""
+
+PRESETS: Final[Mapping[str, DualConfig]] = {
+    preset.name: preset for preset in (COTS_MINI, COTS_BASE, TINY)
+}
+"""Name to form, of every model that can be started from random weights."""
+
+DEFAULT_MODEL: Final = COTS_MINI.name
+"""The model that is used, and trained on, where none is named."""
+
+
+def find_preset(name: str) -> DualConfig:
+    """The form of a model of ours.
+
+    Args:
+        name: One of `PRESETS`.
+
+    Raises:
+        ConfigError: When there is no such preset; lists what there is.
+
+    Example:
+        >>> find_preset("tiny").dim
+        64
+    """
+    if name not in PRESETS:
+        raise ConfigError(
+            f"there is no preset {name!r}{did_you_mean(name, PRESETS)}",
+            hint=f"presets are: {', '.join(PRESETS)}",
+        )
+    return PRESETS[name]

@@ -107,6 +107,8 @@ def explained(path: Path, doing: str) -> Iterator[None]:
         yield
     except DamageError as error:
         raise damaged(path, str(error)) from error
+    except UnicodeDecodeError as error:  # SQLite's message quotes a damaged name
+        raise damaged(path, "its table of contents is not what was written") from error
     except sqlite3.Error as error:
         raise _in_words(error, path, doing) from error
     except OSError as error:

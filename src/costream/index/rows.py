@@ -10,7 +10,7 @@ import os
 import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from costream.index import check
@@ -19,8 +19,10 @@ from costream.records import Space
 
 # Every SQLite allows at least this many values in one statement.
 _CHUNK = 500
-_SELECT_ITEMS = "SELECT key, id, path, content_hash, size, mtime_ns, meta, items.crc FROM items"
-_SELECT_VECTORS = "SELECT id, content_hash, vector, vectors.crc FROM items JOIN vectors USING (key)"
+_SELECT_ITEMS = "SELECT id, path, content_hash, size, mtime_ns, meta, crc FROM items"
+_SELECT_VECTORS = (
+    "SELECT key, id, content_hash, vector, vectors.crc FROM items JOIN vectors USING (key)"
+)
 _INSERT_ITEM = """
 INSERT INTO items (id, path, content_hash, size, mtime_ns, meta, crc) VALUES (?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (id) DO UPDATE SET path = excluded.path, content_hash = excluded.content_hash,
@@ -106,54 +108,73 @@ def delete(connection: sqlite3.Connection, ids: Iterable[bytes]) -> int:
 
 def restamp(connection: sqlite3.Connection, items: Sequence[Item]) -> None:
     """Set size and time of items that are known by id and content hash."""
-    stored = {item.id: (key, item) for key, item in select(connection, "id", ids_of(items))}
+    stored = {item.id: item for item in select(connection, ids_of(items))}
     for item in items:
-        key, old = stored.get(item.id, (0, None))
+        old = stored.get(item.id)
         if old is not None and old.content_hash == item.content_hash:
-            path = None if old.path is None else os.fsencode(old.path)
-            _, meta = check.checked_row(old)
-            row = (check.encoded_id(old.id), path, old.content_hash, item.size, item.mtime_ns, meta)
+            row = _encoded(replace(old, size=item.size, mtime_ns=item.mtime_ns))
             connection.execute(
-                "UPDATE items SET size = ?, mtime_ns = ?, crc = ? WHERE key = ?",
-                [item.size, item.mtime_ns, _item_checksum(*row), key],
+                "UPDATE items SET size = ?, mtime_ns = ?, crc = ? WHERE id = ?",
+                [item.size, item.mtime_ns, _item_checksum(*row), row[0]],
             )
 
 
-def select(
-    connection: sqlite3.Connection, column: str, values: Sequence[Any]
-) -> Iterator[tuple[int, Item]]:
-    """Keys and items whose `column` has one of some values, in no order.
+def select(connection: sqlite3.Connection, ids: Sequence[bytes]) -> Iterator[Item]:
+    """Items by id, those that are there, in no order.
 
     Raises:
         DamageError: A row is not what was written.
     """
-    for row in _chunked(connection, f"{_SELECT_ITEMS} WHERE {column} IN", values):
-        yield row[0], _decoded(row)
+    for row in _chunked(connection, f"{_SELECT_ITEMS} WHERE id IN", ids):
+        yield _decoded(row)
 
 
-def select_all(connection: sqlite3.Connection, state: State) -> dict[int, Item]:
-    """Every item by key, in the order of their ids.
+def select_all(connection: sqlite3.Connection, state: State) -> list[Item]:
+    """Every item, in the order of their ids.
 
     Raises:
         DamageError: A row is not what was written, or not all are there.
     """
-    found = {row[0]: _decoded(row) for row in connection.execute(f"{_SELECT_ITEMS} ORDER BY id")}
+    # In the order of the file, then sorted in memory: following the index on ids would jump.
+    found = sorted(connection.execute(_SELECT_ITEMS).fetchall(), key=lambda row: _sort_key(row[0]))
     if len(found) != state.num_items:
         raise DamageError(f"it has {len(found)} items, expected {state.num_items}")
-    return found
+    return [_decoded(row) for row in found]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredVector:
+    """A vector with what it belongs to.
+
+    Attributes:
+        key: Key of the item.
+        id: Its id.
+        content_hash: Of its file.
+        vector: float16 (D,), little-endian.
+    """
+
+    key: int
+    id: str
+    content_hash: str
+    vector: bytes
 
 
 def select_vectors(
     connection: sqlite3.Connection, column: str, values: Sequence[Any], space: Space | None
-) -> Iterator[tuple[bytes, str, bytes]]:
-    """Ids (encoded), content hashes and vectors of items found as in `select`.
+) -> Iterator[StoredVector]:
+    """Vectors of the items whose `column` has one of some values, in no order.
 
     Raises:
-        DamageError: A row is not what was written.
+        DamageError: A row is not what was written, or belongs to another item.
     """
     query = f"{_SELECT_VECTORS} WHERE {column} IN"
-    for item_id, content_hash, vector, crc in _chunked(connection, query, values):
-        yield item_id, content_hash, _believed(item_id, vector, crc, space)
+    for key, item_id, content_hash, vector, crc in _chunked(connection, query, values):
+        yield StoredVector(
+            key=key,
+            id=check.decoded_id(item_id) if isinstance(item_id, bytes) else "",
+            content_hash=content_hash,
+            vector=_believed(item_id, vector, crc, space),
+        )
 
 
 def select_all_vectors(
@@ -218,7 +239,7 @@ def _encoded(item: Item) -> tuple[bytes, bytes | None, str, int, int, str]:
 
 
 def _decoded(row: tuple[Any, ...]) -> Item:
-    _, item_id, path, content_hash, size, mtime_ns, meta, crc = row
+    item_id, path, content_hash, size, mtime_ns, meta, crc = row
     try:
         is_whole = _item_checksum(item_id, path, content_hash, size, mtime_ns, meta) == crc
     except (TypeError, AttributeError, UnicodeEncodeError):  # a value of another type
@@ -246,6 +267,10 @@ def _item_checksum(
 
 def _state_checksum(token: Any, num_items: Any, text: Any) -> int:
     return zlib.crc32(f"{token!r} {num_items!r} {text!r}".encode())
+
+
+def _sort_key(item_id: Any) -> bytes:
+    return item_id if isinstance(item_id, bytes) else b""  # of another type: refused later
 
 
 def _named(item_id: Any) -> str:

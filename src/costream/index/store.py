@@ -127,7 +127,7 @@ class Index:
             DataError: The index is closed or damaged.
         """
         with self._reading() as connection:
-            return list(rows.select_all(connection, rows.read_state(connection)).values())
+            return rows.select_all(connection, rows.read_state(connection))
 
     def get(self, ids: Iterable[str]) -> list[Item]:
         """Items by id, in the order asked for.
@@ -144,7 +144,7 @@ class Index:
         wanted = list(ids)
         with self._reading() as connection:
             keys = [check.encoded_id(item_id) for item_id in wanted]
-            found = {item.id: item for _, item in rows.select(connection, "id", keys)}
+            found = {item.id: item for item in rows.select(connection, keys)}
         self._refuse_unknown(wanted, found.keys())
         return [found[item_id] for item_id in wanted]
 
@@ -164,10 +164,8 @@ class Index:
         with self._reading() as connection:
             space = rows.read_state(connection).space
             keys = [check.encoded_id(item_id) for item_id in wanted]
-            found = {
-                check.decoded_id(item_id): vector
-                for item_id, _, vector in rows.select_vectors(connection, "id", keys, space)
-            }
+            stored = rows.select_vectors(connection, "id", keys, space)
+            found = {one.id: one.vector for one in stored}
         self._refuse_unknown(wanted, found.keys())
         return _matrix([found[item_id] for item_id in wanted], space).astype(np.float32)
 
@@ -271,7 +269,7 @@ class Index:
             state = rows.read_state(connection)
             wanted = [item.content_hash for item in items]
             found = rows.select_vectors(connection, "content_hash", wanted, state.space)
-            blobs = {content_hash: vector for _, content_hash, vector in found}
+            blobs = {one.content_hash: one.vector for one in found}
             known = [item for item in items if item.content_hash in blobs]
             num_gone = rows.delete(connection, gone)
             num_new = rows.insert(connection, known, [blobs[i.content_hash] for i in known])
@@ -386,16 +384,18 @@ class Index:
         keys: NDArray[np.int64],
     ) -> tuple[tuple[str, ...], ...]:
         if self._ids is None and sum(map(len, found)) * _MANY > len(keys):
-            self._ids = [item.id for item in rows.select_all(connection, state).values()]
+            self._ids = [item.id for item in rows.select_all(connection, state)]
         if self._ids is not None:
             names = self._ids
             return tuple(tuple(names[row] for row in query) for query in found)
         wanted = [[int(key) for key in keys[query]] for query in found]
         flat = [key for query in wanted for key in query]
-        items = dict(rows.select(connection, "key", flat))
-        if not items.keys() >= set(flat):
+        # With the vectors, because their checksums tell a row whose key was damaged.
+        stored = rows.select_vectors(connection, "key", flat, state.space)
+        names_by_key = {one.key: one.id for one in stored}
+        if not names_by_key.keys() >= set(flat):
             raise rows.DamageError("an item that has a vector is not there")
-        return tuple(tuple(items[key].id for key in query) for query in wanted)
+        return tuple(tuple(names_by_key[key] for key in query) for query in wanted)
 
     # --- SQLite ---
 

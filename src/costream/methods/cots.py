@@ -34,29 +34,32 @@ Claim: each interaction adds to contrast alone, and the filter helps when captio
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from costream.config import Range
 from costream.data import open_image
 from costream.encoders.dual import DualEncoder
 from costream.encoders.preprocess import ImagePreprocess
-from costream.errors import ConfigError
+from costream.errors import ConfigError, DataError
 from costream.objectives import Losses
-from costream.objectives.align import Direction, kl_rows
-from costream.objectives.contrast import Siblings, contrast_rows
+from costream.objectives.align import kl_rows
+from costream.objectives.contrast import contrast_rows
 from costream.objectives.filter import SimilarityFilter
 from costream.objectives.gather import (
     gather_rows,
     gather_rows_with_gradient,
     mean_across,
     rank,
+    wait_for_all,
 )
 from costream.objectives.masking import block_mask, mask_words
 from costream.objectives.momentum import PairedQueue, follow, momentum_copy
@@ -65,6 +68,7 @@ from costream.records import Batch, Features
 
 if TYPE_CHECKING:
     from costream.encoders.visual_tokenizer import AnyTokenizer, VisualTokenizer
+    from costream.evaluate import ClaimTable
 
 CARD = {
     "name": "cots",
@@ -80,17 +84,25 @@ CARD = {
 }
 
 
+Share = Annotated[float, Range(0, 1)]
+Weight = Annotated[float, Range(0)]
+Operator = Literal["add", "add_projected", "concat_linear", "none"]
+
+LEAST_TEMPERATURE, GREATEST_TEMPERATURE = 0.01, 0.5
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Config:
     """Settings of COTS; the defaults are those of the paper as far as known.
 
     Attributes:
-        contrast: Weight of the instance-level loss.
-        mvm: Weight of masked patch prediction; 0 also spares the passes.
-        mlm: Weight of masked word prediction; 0 also spares the pass.
+        contrast: Weight of the instance-level loss; a loss of weight 0 is not computed.
+        mvm: Weight of masked patch prediction; 0 also spares a pass of the vision tower.
+        mlm: Weight of masked word prediction; 0 also spares a pass of the text tower.
         kl: Weight of the alignment of the two retrieval distributions.
         temperature: Divides the similarities.
-        learn_temperature: Whether the temperature trains, within [0.01, 0.5].
+        learn_temperature: Whether the temperature trains, within [0.01, 0.5]. The alignment loss
+            does not train it: it could make any two distributions alike by flattening both.
         momentum: Share of the old weights that the momentum towers keep a step.
         queue_size: Past pairs that serve as negatives.
         in_batch: Whether the momentum keys of the other pairs of the batch are negatives beside the
@@ -100,7 +112,7 @@ class Config:
             model would learn to tell fresh vectors from stale ones.
         siblings: What other captions of the same picture are.
         kl_direction: Which way the divergence is taken.
-        soft_targets: Share of the momentum towers' own distribution in the targets (ALBEF); 0 is off.
+        soft_targets: Share of the momentum towers' own distribution in the targets (ALBEF).
         mask_patches: Share of patches masked.
         mask_words: Share of words masked.
         condition: How the partner's global vector enters masked prediction: `add_projected`
@@ -112,30 +124,32 @@ class Config:
         filter_k: Deviations below the mean at which a pair is left out; None switches it off.
         filter_window: Pairs over which mean and deviation are taken.
         filter_warm_up: Pairs seen before the filter starts.
+        enqueue_filtered: Whether pairs that were left out become negatives of later ones.
     """
 
-    contrast: float = 1.0
-    mvm: float = 1.0
-    mlm: float = 1.0
-    kl: float = 1.0
-    temperature: float = 0.05
+    contrast: Weight = 1.0
+    mvm: Weight = 1.0
+    mlm: Weight = 1.0
+    kl: Weight = 1.0
+    temperature: Annotated[float, Range(0, low_included=False)] = 0.05
     learn_temperature: bool = False
-    momentum: float = 0.99
-    queue_size: int = 12_800
+    momentum: Share = 0.99
+    queue_size: Annotated[int, Range(0)] = 12_800
     in_batch: Literal["none", "momentum"] = "none"
-    online: float = 0.0
+    online: Weight = 0.0
     siblings: Literal["negative", "remove", "positive"] = "remove"
     kl_direction: Literal["forward", "reverse", "symmetric"] = "symmetric"
-    soft_targets: float = 0.0
-    mask_patches: float = 0.4
-    mask_words: float = 0.15
-    condition: Literal["add", "add_projected", "concat_linear", "none"] = "add_projected"
+    soft_targets: Share = 0.0
+    mask_patches: Share = 0.4
+    mask_words: Share = 0.15
+    condition: Operator = "add_projected"
     detach_condition: bool = False
     visual_tokenizer: str = "dvae"
-    visual_codes: int = 512
-    filter_k: float | None = 2.0
-    filter_window: int = 4096
-    filter_warm_up: int = 1024
+    visual_codes: Annotated[int, Range(2)] = 512
+    filter_k: Annotated[float, Range(0)] | None = 2.0
+    filter_window: Annotated[int, Range(2)] = 4096
+    filter_warm_up: Annotated[int, Range(0)] = 1024
+    enqueue_filtered: bool = False
 
 
 class State(nn.Module):
@@ -151,14 +165,19 @@ class State(nn.Module):
 
 
 class Condition(nn.Module):
-    """Tells masked tokens (N, W) the partner's global vector (N, D); returns (N, W)."""
+    """Tells masked tokens (N, W) the partner's global vector (N, D); returns (N, W).
 
-    def __init__(
-        self, width: int, dim: int, how: Literal["add", "add_projected", "concat_linear", "none"]
-    ) -> None:
+    Raises:
+        ConfigError: When vectors are to be added to tokens of another width.
+    """
+
+    def __init__(self, width: int, dim: int, how: Operator) -> None:
         super().__init__()
         if how == "add" and width != dim:
-            raise ValueError(f"condition='add' needs equal widths, got tokens {width}, vector {dim}")
+            raise ConfigError(
+                f"condition=add needs equal widths, got tokens of {width} and vectors of {dim}",
+                hint="use condition=add_projected",
+            )
         self.how = how
         self.norm = nn.LayerNorm(width)
         inputs = {"add_projected": dim, "concat_linear": width + dim}.get(how)
@@ -166,11 +185,10 @@ class Condition(nn.Module):
 
     def forward(self, tokens: Tensor, partner: Tensor) -> Tensor:
         """Tokens (N, W) and the partner's vector of each (N, D) to (N, W)."""
-        if self.how == "none":
-            return cast(Tensor, self.norm(tokens))
         if self.how == "add":
             return tokens + partner
-        assert self.linear is not None
+        if self.linear is None:
+            return cast(Tensor, self.norm(tokens))
         if self.how == "concat_linear":
             return cast(Tensor, self.linear(torch.cat([self.norm(tokens), partner], dim=-1)))
         return cast(Tensor, self.norm(tokens) + self.linear(partner))
@@ -248,7 +266,8 @@ class CotsObjective(nn.Module):
         words: Needed when `mlm` is above 0.
 
     Raises:
-        ValueError: When a loss is on and what it needs is not given.
+        ConfigError: When a loss is on and what it needs is not given, all losses are off, or a
+            temperature that trains starts outside its range.
     """
 
     def __init__(
@@ -260,10 +279,7 @@ class CotsObjective(nn.Module):
         words: Words | None = None,
     ) -> None:
         super().__init__()
-        if config.mvm > 0 and tokenizer is None:
-            raise ValueError("mvm > 0 needs a visual tokenizer, got None; pass one or set mvm=0")
-        if config.mlm > 0 and words is None:
-            raise ValueError("mlm > 0 needs the mask token's id, got None; pass it or set mlm=0")
+        _check(config, tokenizer, words)
         self.config = config
         self.tokenizer = tokenizer
         self.words = words
@@ -285,10 +301,12 @@ class CotsObjective(nn.Module):
 
     def after_step(self, model: DualEncoder, state: nn.Module) -> None:
         """Let the momentum towers follow, and keep the temperature in its range."""
-        assert isinstance(state, State)
-        follow(state.momentum, model, self.config.momentum)
-        with torch.no_grad():
-            self.log_temperature.clamp_(torch.tensor(0.01).log(), torch.tensor(0.5).log())
+        follow(_own(state).momentum, model, self.config.momentum)
+        if self.config.learn_temperature:
+            with torch.no_grad():
+                self.log_temperature.clamp_(
+                    math.log(LEAST_TEMPERATURE), math.log(GREATEST_TEMPERATURE)
+                )
 
     def loss(
         self,
@@ -306,9 +324,13 @@ class CotsObjective(nn.Module):
             state: Of `init_state`.
 
         Returns:
-            The weighted sum and its parts.
+            The weighted sum, and for the log each loss, the share of pairs `kept` by the filter and
+            the mean `similarity` of the pairs in the momentum towers.
+
+        Raises:
+            NumericalError: When a momentum vector is not finite.
         """
-        assert isinstance(state, State)
+        state = _own(state)
         captions = batch.slots["text.ids"].shape[1]
         groups = batch.groups.repeat_interleave(captions)
         trust = batch.weight.repeat_interleave(captions)
@@ -318,21 +340,26 @@ class CotsObjective(nn.Module):
             keys = _pairs(state.momentum.features(batch, frozen), captions)
         similarity = (keys.image * keys.text).sum(dim=1)
         kept = state.filter.kept(similarity) & (trust > 0)
-        state.filter.push(gather_rows(similarity))
+        state.filter.push(gather_rows(similarity)[gather_rows(trust > 0)])
         weight = trust * kept
 
-        parts = self._contrast(online, keys, state.queue, groups, weight)
-        if self.patch_head is not None:
-            picture_weight = weight.view(-1, captions)
-            parts["mvm"] = self._masked_patches(model, online, batch, picture_weight)
-        if self.word_head is not None:
-            parts["mlm"] = self._masked_words(model, online, batch, weight)
+        parts = self._contrast(online, keys, state.queue, groups, trust, weight)
+        if self.patch_head is not None and self.tokenizer is not None:
+            codes = self._codes(self.tokenizer, model, online, batch)
+            parts["mvm"] = self._masked_patches(
+                self.patch_head, codes, model, online, batch, weight.view(-1, captions)
+            )
+        if self.word_head is not None and self.words is not None:
+            parts["mlm"] = self._masked_words(
+                self.word_head, self.words, model, online, batch, weight
+            )
 
         everywhere = gather_rows(kept)
+        pushed = gather_rows(trust > 0) if self.config.enqueue_filtered else everywhere
         state.queue.push(
-            gather_rows(keys.image)[everywhere],
-            gather_rows(keys.text)[everywhere],
-            gather_rows(groups)[everywhere],
+            gather_rows(keys.image)[pushed],
+            gather_rows(keys.text)[pushed],
+            gather_rows(groups)[pushed],
         )
         weights = loss_weights(self.config)
         total = sum((weights[name] * value for name, value in parts.items()), trust.new_zeros(()))
@@ -342,75 +369,96 @@ class CotsObjective(nn.Module):
         return Losses(total=total, parts=log)
 
     def _contrast(
-        self, online: _Pass, keys: _Pass, queue: PairedQueue, groups: Tensor, weight: Tensor
+        self,
+        online: _Pass,
+        keys: _Pass,
+        queue: PairedQueue,
+        groups: Tensor,
+        trust: Tensor,
+        weight: Tensor,
     ) -> dict[str, Tensor]:
+        """The losses that compare pairs: `contrast`, `kl` and `online`, those that are on.
+
+        A pair of weight 0 is absent everywhere. One that was filtered has no loss of its own, but
+        its picture and its text are as good as any others as negatives within the batch.
+        """
         config = self.config
         queue_image, queue_text, queue_groups = queue.contents()
         key_image, key_text = gather_rows(keys.image), gather_rows(keys.text)
         key_groups = torch.cat([gather_rows(groups), queue_groups])
         count = len(groups)
         own = torch.arange(count, device=groups.device) + rank() * count
+        own_NM = functional.one_hot(own, len(key_groups)).bool()
         related = groups[:, None] == key_groups[None, :]
-        inverse = torch.exp(-self.log_temperature)
-        scores_i2t = pair_scores(online.image, key_text, queue_text, inverse)
-        scores_t2i = pair_scores(online.text, key_image, queue_image, inverse)
-        if config.in_batch == "none":
-            others = torch.ones_like(related)
-            others[:, : len(key_image)] = False
-            others[torch.arange(count, device=own.device), own] = True
-            scores_i2t = scores_i2t.masked_fill(~others, float("-inf"))
-            scores_t2i = scores_t2i.masked_fill(~others, float("-inf"))
-            related = related & others
+        absent = torch.zeros_like(related)
+        untrusted = gather_rows(trust <= 0)
+        absent[:, : len(key_image)] = True if config.in_batch == "none" else untrusted
+        if config.siblings == "remove":
+            absent = absent | related
+        absent = absent & ~own_NM
 
-        rows_i2t = contrast_rows(scores_i2t, own, related, config.siblings)
-        rows_t2i = contrast_rows(scores_t2i, own, related, config.siblings)
-        if config.soft_targets > 0:
-            share = config.soft_targets
-            with torch.no_grad():
-                all_text = torch.cat([gather_rows(keys.text), queue_text])
-                all_image = torch.cat([gather_rows(keys.image), queue_image])
-                soft_i2t = (keys.image @ all_text.T * inverse).masked_fill(
-                    scores_i2t.isneginf(), float("-inf")
-                )
-                soft_t2i = (keys.text @ all_image.T * inverse).masked_fill(
-                    scores_t2i.isneginf(), float("-inf")
-                )
-            rows_i2t = (1 - share) * rows_i2t + share * _cross_entropy(scores_i2t, soft_i2t)
-            rows_t2i = (1 - share) * rows_t2i + share * _cross_entropy(scores_t2i, soft_t2i)
-        parts = {"contrast": mean_across(rows_i2t + rows_t2i, weight)}
+        def scores(queries: _Pass, inverse: Tensor) -> tuple[Tensor, Tensor]:
+            """Both directions (N, M); column j is the same pair in both."""
+            i2t = pair_scores(queries.image, key_text, queue_text, inverse)
+            t2i = pair_scores(queries.text, key_image, queue_image, inverse)
+            return i2t.masked_fill(absent, -math.inf), t2i.masked_fill(absent, -math.inf)
+
+        inverse = torch.exp(-self.log_temperature)
+        both = scores(online, inverse)
+        parts: dict[str, Tensor] = {}
+        if config.contrast > 0:
+            i2t, t2i = (contrast_rows(each, own, related, config.siblings) for each in both)
+            if config.soft_targets > 0:
+                share = config.soft_targets
+                with torch.no_grad():
+                    soft = scores(keys, inverse)
+                i2t = (1 - share) * i2t + share * _cross_entropy(both[0], soft[0])
+                t2i = (1 - share) * t2i + share * _cross_entropy(both[1], soft[1])
+            parts["contrast"] = mean_across(i2t + t2i, weight)
         if config.kl > 0:
             # A trained temperature could lower the divergence by flattening both sides.
-            fixed = inverse.detach() / inverse
-            left, right = scores_i2t * fixed, scores_t2i * fixed
-            if config.siblings == "remove":
-                drop = related & (functional.one_hot(own, related.shape[1]) == 0)
-                left = left.masked_fill(drop, float("-inf"))
-                right = right.masked_fill(drop, float("-inf"))
-            parts["kl"] = mean_across(kl_rows(left, right, config.kl_direction), weight)
+            fixed = scores(online, inverse.detach()) if config.learn_temperature else both
+            parts["kl"] = mean_across(kl_rows(*fixed, config.kl_direction), weight)
         if config.online > 0:
-            parts["online"] = self._online_contrast(online, own, groups, weight)
+            parts["online"] = self._online_contrast(online, own, groups, untrusted, weight)
         return parts
 
     def _online_contrast(
-        self, online: _Pass, own: Tensor, groups: Tensor, weight: Tensor
+        self, online: _Pass, own: Tensor, groups: Tensor, untrusted: Tensor, weight: Tensor
     ) -> Tensor:
         related = groups[:, None] == gather_rows(groups)[None, :]
         inverse = torch.exp(-self.log_temperature)
         nothing = online.image.new_zeros(0, online.image.shape[1])
         all_image = gather_rows_with_gradient(online.image)
         all_text = gather_rows_with_gradient(online.text)
-        rows = [
-            contrast_rows(
-                pair_scores(queries, keys, nothing, inverse), own, related, self.config.siblings
-            )
-            for queries, keys in ((online.image, all_text), (online.text, all_image))
-        ]
+        absent = untrusted & ~functional.one_hot(own, related.shape[1]).bool()
+        rows = []
+        for queries, keys in ((online.image, all_text), (online.text, all_image)):
+            scores = pair_scores(queries, keys, nothing, inverse).masked_fill(absent, -math.inf)
+            rows.append(contrast_rows(scores, own, related, self.config.siblings))
         return mean_across(rows[0] + rows[1], weight)
 
-    def _masked_patches(
-        self, model: DualEncoder, online: _Pass, batch: Batch, weight_BK: Tensor
+    @staticmethod
+    def _codes(
+        tokenizer: VisualTokenizer, model: DualEncoder, online: _Pass, batch: Batch
     ) -> Tensor:
-        assert self.patch_head is not None and self.tokenizer is not None
+        """Visual codes int64 (B, T) of the pictures, one a patch, of the same crop."""
+        rows, columns = model.vision.grid_of(online.stem_map)
+        side = tokenizer.pixels_per_token
+        small = functional.interpolate(
+            batch.slots["image"].float(), (rows * side, columns * side), mode="area"
+        )
+        return tokenizer.encode(small.round().to(torch.uint8)).flatten(1)
+
+    def _masked_patches(
+        self,
+        head: PatchHead,
+        codes_BT: Tensor,
+        model: DualEncoder,
+        online: _Pass,
+        batch: Batch,
+        weight_BK: Tensor,
+    ) -> Tensor:
         patches = model.vision.patches_of_map(online.stem_map)
         rows, columns = model.vision.grid_of(online.stem_map)
         share = self.config.mask_patches
@@ -420,13 +468,7 @@ class CotsObjective(nn.Module):
                 for seed in batch.seeds.tolist()
             ]
         ).to(patches.device)
-        side = self.tokenizer.pixels_per_token
-        small = functional.interpolate(
-            batch.slots["image"].float(), (rows * side, columns * side), mode="area"
-        )
-        codes = self.tokenizer.encode(small.round().to(torch.uint8)).flatten(1)
-        filler = self.patch_head.mask_embedding.to(patches.dtype)
-        masked = torch.where(mask[..., None], filler, patches)
+        masked = torch.where(mask[..., None], head.mask_embedding.to(patches.dtype), patches)
         encoded = model.vision.encode_map(online.stem_map, patches=masked)
         outputs = encoded.tokens[:, -mask.shape[1] :]
         # With several captions a picture, the first one is told to the masked patches.
@@ -434,14 +476,19 @@ class CotsObjective(nn.Module):
         if self.config.detach_condition:
             partner = partner.detach()
         row, _ = mask.nonzero(as_tuple=True)
-        logits = self.patch_head(outputs[mask], partner[row])
-        values = functional.cross_entropy(logits.float(), codes[mask], reduction="none")
+        logits = head(outputs[mask], partner[row])
+        values = functional.cross_entropy(logits.float(), codes_BT[mask], reduction="none")
         return mean_across(values, weight_BK[row, 0])
 
     def _masked_words(
-        self, model: DualEncoder, online: _Pass, batch: Batch, weight: Tensor
+        self,
+        head: WordHead,
+        words: Words,
+        model: DualEncoder,
+        online: _Pass,
+        batch: Batch,
+        weight: Tensor,
     ) -> Tensor:
-        assert self.word_head is not None and self.words is not None
         captions = batch.slots["text.ids"].shape[1]
         ids = batch.slots["text.ids"].flatten(0, 1)
         real = batch.slots["text.mask"].flatten(0, 1).bool()
@@ -452,18 +499,39 @@ class CotsObjective(nn.Module):
                 ids[rows],
                 real[rows],
                 share=self.config.mask_words,
-                mask_id=self.words.mask,
-                vocab_size=self.words.vocabulary,
-                special_ids=self.words.special,
+                mask_id=words.mask,
+                vocab_size=words.vocabulary,
+                special_ids=words.special,
                 generator=_generator(seed + 1),
             )
         encoded = model.text(masked_ids, real)
         partner = online.image.detach() if self.config.detach_condition else online.image
         row, _ = target.nonzero(as_tuple=True)
         table = model.text.token_embedding.weight
-        logits = self.word_head(encoded.tokens[target], partner[row], table)
+        logits = head(encoded.tokens[target], partner[row], table)
         values = functional.cross_entropy(logits.float(), ids[target], reduction="none")
         return mean_across(values, weight[row])
+
+
+def _check(config: Config, tokenizer: VisualTokenizer | None, words: Words | None) -> None:
+    problems = []
+    if config.mvm > 0 and tokenizer is None:
+        problems.append("mvm > 0 needs a visual tokenizer, got None (pass one or set mvm=0)")
+    if config.mlm > 0 and words is None:
+        problems.append("mlm > 0 needs the mask token's id, got None (pass it or set mlm=0)")
+    if not any(weight > 0 for weight in loss_weights(config).values()):
+        problems.append("all losses have weight 0, expected at least one above")
+    range_ = (LEAST_TEMPERATURE, GREATEST_TEMPERATURE)
+    if config.learn_temperature and not range_[0] <= config.temperature <= range_[1]:
+        problems.append(f"temperature is {config.temperature}, one that trains is within {range_}")
+    if problems:
+        raise ConfigError("; ".join(problems), hint="change these settings")
+
+
+def _own(state: nn.Module) -> State:
+    if not isinstance(state, State):
+        raise TypeError(f"got a {type(state).__name__}, expected the State of init_state")
+    return state
 
 
 def loss_weights(config: Config) -> dict[str, float]:
@@ -503,6 +571,15 @@ def parts(config: Config, base: Base) -> Parts:
     Args:
         config: Settings.
         base: The model, the data, and where a fitted visual tokenizer is kept.
+
+    Returns:
+        One objective.
+
+    Raises:
+        ConfigError: When settings contradict each other, or do not fit the model or a tokenizer
+            that was fitted before.
+        DataError: When a picture is broken that the visual tokenizer is fitted on.
+        WeightsError: When the saved tokenizer that is named is absent or damaged.
     """
     tokenizer = _visual_tokenizer(config, base) if config.mvm > 0 else None
     words = words_of(base.model) if config.mlm > 0 else None
@@ -531,11 +608,20 @@ def _visual_tokenizer(config: Config, base: Base) -> VisualTokenizer:
     """The saved tokenizer of an earlier start of the run, or a new one fitted on its pictures."""
     from costream.encoders.visual_tokenizer import load_tokenizer_model, save_tokenizer
 
-    fitted = config.visual_tokenizer in ("kmeans", "dvae")
-    directory = base.directory / "visual_tokenizer" if fitted else Path(config.visual_tokenizer)
-    if fitted and not (directory / "visual_tokenizer.json").exists():
+    if config.visual_tokenizer not in ("kmeans", "dvae"):
+        return load_tokenizer_model(config.visual_tokenizer)
+    directory = base.directory / "visual_tokenizer"
+    if rank() == 0 and not (directory / "visual_tokenizer.json").exists():
         save_tokenizer(_fit_tokenizer(config, base), directory)
-    return load_tokenizer_model(directory)
+    wait_for_all()
+    tokenizer = load_tokenizer_model(directory)
+    if tokenizer.vocab_size != config.visual_codes:
+        raise ConfigError(
+            f"{directory} holds a tokenizer of {tokenizer.vocab_size} codes, the settings say "
+            f"visual_codes={config.visual_codes}",
+            hint="remove it, or train into another directory",
+        )
+    return tokenizer
 
 
 def _fit_tokenizer(config: Config, base: Base) -> AnyTokenizer:
@@ -556,8 +642,29 @@ def _small_pictures(base: Base, most: int = 2000, side_px: int = 64) -> Tensor:
     """Up to `most` training pictures, as small as a tokenizer sees them: uint8 (N, 3, 64, 64)."""
     settings = ImagePreprocess(size_px=side_px)
     order = np.random.default_rng(base.seed).permutation(len(base.data.samples))[:most]
-    pixels = [
-        settings.pixels(open_image(base.data.samples[number].slots["image"], smallest_side=side_px))
-        for number in order
-    ]
+    pixels = []
+    for number in order:
+        source = base.data.samples[number].slots["image"]
+        try:
+            pixels.append(settings.pixels(open_image(source, smallest_side=side_px)))
+        except DataError:
+            continue  # the loader of the training counts and names broken pictures
+    if not pixels:
+        raise DataError(f"{base.data.name} has no picture that can be decoded")
     return torch.from_numpy(np.stack(pixels))
+
+
+def claim(data: str | None, out: Path | None, say: Callable[[str], None]) -> list[ClaimTable]:
+    """The paper's claim as an experiment: what each interaction and the filter add, and the speed.
+
+    Args:
+        data: Folder with `train.jsonl` and `dev.jsonl`; procedural scenes when None.
+        out: Folder for numbers, plots and finished runs, from which a stopped experiment goes on.
+        say: Told about progress.
+
+    Returns:
+        Tables with a verdict for every comparison.
+    """
+    from costream.methods._cots.claim import reproduce
+
+    return reproduce(data, out, say)

@@ -26,6 +26,8 @@ def contrast_rows(
     For a row with positive set P and the other columns R:
     `-1/|P| sum_{p in P} log( exp(s_p) / sum_{c in P or R} exp(s_c) )`.
 
+    A column at minus infinity is absent: neither a negative nor, with `positive`, a positive.
+
     Args:
         scores_NM: float32 (N, M), already divided by the temperature.
         own_N: int64 (N,), the column of the row's own partner.
@@ -33,7 +35,12 @@ def contrast_rows(
         siblings: What related columns other than the own one are.
 
     Returns:
-        float32 (N,).
+        float32 (N,), at least 0.
+
+    Example:
+        >>> own, related = torch.tensor([0]), torch.tensor([[True, False]])
+        >>> contrast_rows(torch.tensor([[1.0, 0.0]]), own, related)
+        tensor([0.3133])
     """
     own_NM = functional.one_hot(own_N, scores_NM.shape[1]).bool()
     if siblings == "remove":
@@ -41,7 +48,6 @@ def contrast_rows(
     log_p_NM = functional.log_softmax(scores_NM.float(), dim=1)
     if siblings != "positive":
         return -log_p_NM.gather(1, own_N[:, None])[:, 0]
-    positive_NM = related_NM | own_NM
+    positive_NM = (related_NM & ~scores_NM.isneginf()) | own_NM
     chosen_NM = torch.where(positive_NM, log_p_NM, torch.zeros_like(log_p_NM))
     return -chosen_NM.sum(dim=1) / positive_NM.sum(dim=1)
-

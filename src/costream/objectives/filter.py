@@ -1,9 +1,11 @@
-"""Leaving out pairs that do not belong together, by the running distribution of their similarity."""
+"""Leaving out mismatched pairs, by the running distribution of the similarity of all pairs."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+
+from costream.errors import NumericalError
 
 
 class SimilarityFilter(nn.Module):
@@ -42,12 +44,21 @@ class SimilarityFilter(nn.Module):
 
     def kept(self, similarities: Tensor) -> Tensor:
         """Which pairs to keep: bool (N,) for similarities (N,), by what was pushed before."""
-        # Equal similarities have a spread of exactly 0 only without rounding.
-        return similarities >= self.threshold() - 1e-6
+        # Equal similarities have a spread of exactly 0 only without rounding. A similarity that is
+        # not a number is kept: leaving it out would hide a broken model behind a loss of 0.
+        return ~(similarities < self.threshold() - 1e-6)
 
     @torch.no_grad()
     def push(self, similarities: Tensor) -> None:
-        """Remember similarities (N,) of pairs, the oldest dropping out."""
+        """Remember similarities (N,) of pairs, the oldest dropping out.
+
+        Raises:
+            NumericalError: When one is not finite; nothing was remembered then.
+        """
+        if not torch.isfinite(similarities).all():
+            raise NumericalError(
+                "the similarity of a pair is not finite", hint="lower the learning rate"
+            )
         values = similarities.detach()[-self.window :].to(self.recent.dtype)
         start = int(self.seen) + len(similarities) - len(values)
         slots = (start + torch.arange(len(values), device=values.device)) % self.window

@@ -18,7 +18,10 @@ def rank() -> int:
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """Rows of all processes in rank order, without gradient; (N, ...) to (N * processes, ...)."""
+    """Rows of all processes in rank order, without gradient; (N, ...) to (N * processes, ...).
+
+    Every process must give the same number of rows.
+    """
     if world_size() == 1:
         return rows.detach()
     parts = [torch.empty_like(rows) for _ in range(world_size())]
@@ -32,7 +35,14 @@ def gather_rows_with_gradient(rows: Tensor) -> Tensor:
         return rows
     from torch.distributed.nn.functional import all_gather
 
-    return torch.cat(all_gather(rows.contiguous()))
+    parts: tuple[Tensor, ...] = all_gather(rows.contiguous())  # type: ignore[no-untyped-call] # torch has no types here
+    return torch.cat(parts)
+
+
+def wait_for_all() -> None:
+    """Return when every process has come here; at once in a single one."""
+    if world_size() > 1:
+        dist.barrier()
 
 
 def mean_across(values_N: Tensor, weight_N: Tensor) -> Tensor:
@@ -47,6 +57,13 @@ def mean_across(values_N: Tensor, weight_N: Tensor) -> Tensor:
 
     Returns:
         Scalar.
+
+    Example:
+        >>> values = torch.tensor([1.0, 3.0, float("nan")])
+        >>> float(mean_across(values, torch.tensor([1.0, 1.0, 0.0])))
+        2.0
+        >>> float(mean_across(values, torch.zeros(3)))
+        0.0
     """
     total = weight_N.sum().detach()
     if world_size() > 1:

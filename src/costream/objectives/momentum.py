@@ -23,17 +23,20 @@ def momentum_copy(model: DualEncoder) -> DualEncoder:
 
 @torch.no_grad()
 def follow(slow: nn.Module, fast: nn.Module, momentum: float) -> None:
-    """slow <- momentum * slow + (1 - momentum) * fast, for every weight.
+    """Move the slow weights: slow <- momentum * slow + (1 - momentum) * fast.
 
     Weights that never train are equal in both and are skipped. Buffers are copied.
+
+    Args:
+        slow: Changed in place; of the same form as `fast`.
+        fast: Left as it is.
+        momentum: Share of the old weights that is kept, 0 to 1.
     """
     pairs = [
-        (s, f)
-        for s, f in zip(slow.parameters(), fast.parameters(), strict=True)
-        if f.requires_grad
+        (s, f) for s, f in zip(slow.parameters(), fast.parameters(), strict=True) if f.requires_grad
     ]
     if pairs:
-        slow_weights = [s for s, _ in pairs]
+        slow_weights: list[Tensor] = [s for s, _ in pairs]
         torch._foreach_lerp_(slow_weights, [f.detach() for _, f in pairs], 1.0 - momentum)
     for s, f in zip(slow.buffers(), fast.buffers(), strict=True):
         s.copy_(f)
@@ -48,6 +51,14 @@ class PairedQueue(nn.Module):
     Args:
         size: Number of columns K; 0 makes a queue that is always empty.
         dim: Dimensions of a key.
+
+    Example:
+        >>> queue = PairedQueue(2, 1)
+        >>> for number in (1.0, 2.0, 3.0):
+        ...     queue.push(torch.tensor([[number]]), torch.tensor([[-number]]), torch.tensor([0]))
+        >>> image, text, _ = queue.contents()
+        >>> image.flatten().tolist(), text.flatten().tolist()
+        ([3.0, 2.0], [-3.0, -2.0])
     """
 
     def __init__(self, size: int, dim: int) -> None:
@@ -79,7 +90,9 @@ class PairedQueue(nn.Module):
         if self.size == 0 or len(groups_N) == 0:
             return
         if not (torch.isfinite(image_ND).all() and torch.isfinite(text_ND).all()):
-            raise NumericalError("a key for the queue is not finite", hint="lower the learning rate")
+            raise NumericalError(
+                "a key for the queue is not finite", hint="lower the learning rate"
+            )
         image_ND, text_ND = image_ND[-self.size :], text_ND[-self.size :]
         groups_N = groups_N[-self.size :]
         count = len(groups_N)
@@ -91,7 +104,7 @@ class PairedQueue(nn.Module):
         self.filled.copy_((self.filled + count).clamp_max(self.size))
 
     def contents(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Image keys (K', D), text keys (K', D) and groups (K',) of the filled columns, as copies."""
+        """Copies of the filled columns: image keys (K', D), text keys (K', D) and groups (K',)."""
         filled = int(self.filled)
         return (
             self.image[:filled].clone(),

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from costream.encoders.dual import DualEncoder
+from costream.errors import ConfigError
 from costream.objectives import Losses
-from costream.objectives.gather import mean_across
+from costream.objectives.gather import gather_rows, mean_across
 from costream.records import Batch, Features
 
 
@@ -35,6 +36,9 @@ class NamesObjective(nn.Module):
         classes_a_step: Names embedded a step: the likeliest of the batch's pictures, then others at
             random.
         temperature: Divides the similarities.
+
+    Raises:
+        ConfigError: When the tables do not fit each other, or a number is not above 0.
     """
 
     def __init__(
@@ -47,6 +51,14 @@ class NamesObjective(nn.Module):
         temperature: float = 0.05,
     ) -> None:
         super().__init__()
+        fits = name_ids.shape == name_mask.shape and name_ids.ndim == 3
+        if not fits or name_ids.shape[1] != probabilities.shape[1]:
+            raise ConfigError(
+                f"got probabilities {tuple(probabilities.shape)}, ids {tuple(name_ids.shape)} and "
+                f"mask {tuple(name_mask.shape)}, expected (G, C) and twice (P, C, T)"
+            )
+        if classes_a_step < 1 or temperature <= 0:
+            raise ConfigError(f"got {classes_a_step=} and {temperature=}, expected above 0")
         self.classes_a_step, self.temperature = classes_a_step, temperature
         self.probabilities: Tensor
         self.name_ids: Tensor
@@ -69,10 +81,12 @@ class NamesObjective(nn.Module):
         features: Mapping[str, Features],
         state: nn.Module,
     ) -> Losses:
-        """Cross-entropy over the classes of this step, the classifier's probabilities renormalised."""
+        """Cross-entropy over this step's classes, the classifier's probabilities renormalised."""
         target_BC = self.probabilities[batch.groups]
-        generator = torch.Generator().manual_seed(int(batch.seeds[0]) + 2)
-        classes_S = self._classes_of_step(target_BC, generator)
+        # Of the first row of all processes, so that all of them draw the same names.
+        generator = torch.Generator().manual_seed(int(gather_rows(batch.seeds)[0]) + 2)
+        trusted_B = (batch.weight > 0).to(target_BC.dtype)
+        classes_S = self._classes_of_step(target_BC * trusted_B[:, None], generator)
         phrasing = int(torch.randint(len(self.name_ids), (), generator=generator))
         mask_ST = self.name_mask[phrasing, classes_S]
         longest = int(mask_ST.sum(dim=1).max())
@@ -93,4 +107,5 @@ class NamesObjective(nn.Module):
         count = min(self.classes_a_step, target_BC.shape[1])
         noise_C = torch.rand(target_BC.shape[1], generator=generator).to(target_BC.device)
         # Likeliest over the batch first; the noise decides among those that nobody sees.
-        return (target_BC.amax(dim=0) + 0.05 * noise_C).topk(count).indices
+        likeliest_C = gather_rows(target_BC.amax(dim=0, keepdim=True)).amax(dim=0)
+        return (likeliest_C + 0.05 * noise_C).topk(count).indices

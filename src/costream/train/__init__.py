@@ -1,13 +1,19 @@
-"""Training: any method's objectives on any captioned data."""
+"""Training: any method's objectives on any captioned data.
+
+The package can itself be called: `costream.train(...)` is `costream.train.train(...)`, whichever of
+the two was imported first.
+"""
 
 from __future__ import annotations
 
 import importlib
 import json
 import os
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from costream.card import find_method
@@ -18,6 +24,8 @@ from costream.train.config import TrainConfig
 
 if TYPE_CHECKING:
     from costream.data import DataSet
+
+__all__ = ["Progress", "TrainConfig", "split_settings", "train"]
 
 Progress = Callable[[int, int, Mapping[str, float]], None]
 
@@ -38,10 +46,12 @@ def train(
     Args:
         method: Name of a method (`costream methods`).
         data: Captioned pictures: anything `read_data` takes, or a data set.
-        out: Directory of the run; gets `model/`, `metrics.jsonl`, `curves.png` and checkpoints.
+        out: Directory of the run; gets `model/`, `metrics.jsonl`, `curves.png`, `warnings.txt` when
+            there are any, and checkpoints.
         settings: Option to text, of what to start from (`StartConfig`), of the loop (`TrainConfig`)
             or of the method's own `Config`.
-        resume: Whether to go on from the newest intact checkpoint of `out`.
+        resume: Whether to go on from the newest intact checkpoint of `out`; from the start when
+            there is none yet.
         progress: Called each step with steps done, steps in all, and the losses.
 
     Returns:
@@ -51,14 +61,24 @@ def train(
         ConfigError: When the method or a setting is unknown or out of range, or `out` holds a run
             already and `resume` is not given.
         DataError: When the data has no captions or is broken.
+        WeightsError: When there is no model to start from, or `resume` is given and the checkpoints
+            are damaged or of a run with other settings or data.
         NumericalError: When a loss is not finite.
+
+    Example:
+        >>> import costream
+        >>> from costream.data import make_scenes
+        >>> settings = {"start": "random", "preset": "tiny", "steps": "2", "batch_size": "4"}
+        >>> losses = {"mvm": "0", "mlm": "0", "queue_size": "8"}
+        >>> costream.train("cots", make_scenes(8), "run", settings | losses).name
+        'model'
     """
     from costream.data import DataSet, read_data
     from costream.encoders.storage import save_model
-    from costream.objectives.gather import rank
+    from costream.objectives.gather import rank, wait_for_all
     from costream.parts import Base
     from costream.train.log import draw_curves, read_metrics
-    from costream.train.loop import run, start_processes
+    from costream.train.loop import run, start_processes, stop_processes
     from costream.train.start import StartConfig, start_model
 
     card = find_method(method)
@@ -68,26 +88,53 @@ def train(
     )
     out = Path(out)
     if (out / "checkpoints").exists() and not resume:
-        raise ConfigError(f"{out} holds a run already", hint="add --resume, or choose another --out")
-    start_processes()
-    samples = data if isinstance(data, DataSet) else read_data(data)
-    model = start_model(start, seed=loop.seed)
-    base = Base(model=model, data=samples, directory=out, seed=loop.seed)
-    parts = module.parts(own, base)
-    for change in parts.surgery:
-        model = change(model)
-    facts = {"method": method, "start": to_dict(start), "own": to_dict(own), "data": samples.hash}
-    out.mkdir(parents=True, exist_ok=True)
-    if rank() == 0:
-        (out / "run.json").write_text(json.dumps({**facts, "loop": to_dict(loop)}, indent=1) + "\n")
-    run(model, parts.objective, samples, loop, out, facts=facts, resume=resume, progress=progress)
-    if rank() == 0:
-        save_model(model, out / "model", card=_card(method, samples, facts))
-        try:
-            draw_curves(read_metrics(out / "metrics.jsonl"), out / "curves.png")
-        except ImportError:
-            (out / "curves.txt").write_text("pip install 'costream[train]' draws curves.png\n")
+        raise ConfigError(
+            f"{out} holds a run already", hint="add --resume, or choose another --out"
+        )
+    started_here = start_processes()
+    try:
+        samples = data if isinstance(data, DataSet) else read_data(data)
+        model = start_model(start, seed=loop.seed)
+        facts = {
+            "method": method,
+            "start": to_dict(start),
+            "own": to_dict(own),
+            "data": samples.hash,
+        }
+        out.mkdir(parents=True, exist_ok=True)
+        if rank() == 0:
+            _note_run(out / "run.json", {**facts, "loop": to_dict(loop)}, resume=resume)
+        parts = module.parts(own, Base(model=model, data=samples, directory=out, seed=loop.seed))
+        for change in parts.surgery:
+            model = change(model)
+        run(
+            model,
+            parts.objective,
+            samples,
+            loop,
+            out,
+            facts=facts,
+            resume=resume,
+            progress=progress,
+        )
+        if rank() == 0:
+            save_model(model, out / "model", card=_card(method, samples, facts))
+            try:
+                draw_curves(read_metrics(out / "metrics.jsonl"), out / "curves.png")
+            except ImportError:
+                (out / "curves.txt").write_text("pip install 'costream[train]' draws curves.png\n")
+        wait_for_all()
+    finally:
+        if started_here:
+            stop_processes()
     return out / "model"
+
+
+def _note_run(path: Path, facts: Mapping[str, Any], *, resume: bool) -> None:
+    """Write what the run is made of, unless it goes on: then the checkpoint is the judge."""
+    if resume and path.exists():
+        return
+    path.write_text(json.dumps(facts, indent=1) + "\n")
 
 
 def split_settings(
@@ -95,10 +142,28 @@ def split_settings(
 ) -> tuple[Any, ...]:
     """Give each setting to the configuration that has a field of its name.
 
+    Args:
+        settings: Option to text.
+        kinds: Configuration classes, no two with a field of the same name.
+        method: For messages.
+
+    Returns:
+        One configuration a class.
+
     Raises:
-        ConfigError: When a name is of no configuration, or a value does not fit.
+        ConfigError: When a name is of no configuration, or a value does not fit; or two classes
+            have a field of the same name, which would leave one of them out of reach.
     """
-    known = {field.name: kind for kind in kinds for field in fields(kind)}
+    known: dict[str, type[Any]] = {}
+    for kind in kinds:
+        for field in fields(kind):
+            if field.name in known:
+                raise ConfigError(
+                    f"option {field.name!r} is of {known[field.name].__name__} and of the Config "
+                    f"of {method}",
+                    hint="rename it in the method",
+                )
+            known[field.name] = kind
     unknown = [key for key in settings if key.split(".")[0] not in known]
     if unknown:
         raise ConfigError(
@@ -121,3 +186,16 @@ def _card(method: str, data: DataSet, facts: Mapping[str, Any]) -> str:
         f"- started from: {facts['start']['start']}\n"
         f"- processes: {os.environ.get('WORLD_SIZE', '1')}\n"
     )
+
+
+class _CallablePackage(ModuleType):
+    """Lets `costream.train` be the function that users call and the package that holds it.
+
+    Python binds the name to the package as soon as any module of it is imported, so without this
+    `costream.train(...)` would work or not depending on what was imported before.
+    """
+
+    __call__ = staticmethod(train)
+
+
+sys.modules[__name__].__class__ = _CallablePackage

@@ -3,6 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, Final
+
+from costream.config import Range
+
+Count = Annotated[int, Range(1)]
+Size = Annotated[int, Range(0)]
+Share = Annotated[float, Range(0, 1)]
+Factor = Annotated[float, Range(0)]
+
+WITHOUT_EFFECT: Final = frozenset({"checkpoint_every", "log_every", "threads", "cache_images"})
+"""Settings that change no weight: a run may be resumed with other values of them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,10 +28,11 @@ class TrainConfig:
         captions: Captions drawn a picture a step.
         max_tokens: Longest caption while training; the model's own limit when 0.
         learning_rate: Peak rate of newly made weights.
-        stem_rate: Factor on the rate for the convolutional stem or the patch projection.
+        stem_rate: Factor on the rate for the convolutional stem; 0 leaves it as loaded.
         vision_rate: Factor for the other layers of the vision tower.
         text_rate: Factor for the text tower.
-        embedding_rate: Factor for the token embeddings; 0 leaves them as loaded.
+        embedding_rate: Factor for the token embeddings, beside that of the text tower; 0 leaves
+            them as loaded.
         warmup_steps: Steps in which the rate grows linearly from 0.
         final_rate: Share of the peak rate that the cosine ends at.
         weight_decay: Of matrices; vectors (biases, norms) have none.
@@ -33,31 +45,32 @@ class TrainConfig:
         checkpoint_every: Steps between checkpoints.
         log_every: Steps between lines of the log.
         threads: Threads that decode pictures.
-        cache_images: Whether decoded pictures stay in memory, scaled to `cache_px`.
-        cache_px: Short side of cached pictures.
+        cache_images: Whether decoded pictures stay in memory.
+        cache_px: Short side that cached pictures are scaled down to; never below the training
+            crops' own side.
     """
 
-    steps: int = 1000
-    batch_size: int = 64
-    accumulate: int = 1
-    captions: int = 1
-    max_tokens: int = 0
-    learning_rate: float = 5e-4
-    stem_rate: float = 1.0
-    vision_rate: float = 1.0
-    text_rate: float = 1.0
-    embedding_rate: float = 1.0
-    warmup_steps: int = 100
-    final_rate: float = 0.01
-    weight_decay: float = 0.02
-    clip: float = 1.0
-    average: float = 0.0
-    seed: int = 0
-    image_px: int = 0
-    crop_area: float = 0.5
-    colour: float = 0.0
-    checkpoint_every: int = 500
-    log_every: int = 10
-    threads: int = 2
+    steps: Count = 1000
+    batch_size: Count = 64
+    accumulate: Count = 1
+    captions: Count = 1
+    max_tokens: Size = 0
+    learning_rate: Annotated[float, Range(0, low_included=False)] = 5e-4
+    stem_rate: Factor = 1.0
+    vision_rate: Factor = 1.0
+    text_rate: Factor = 1.0
+    embedding_rate: Factor = 1.0
+    warmup_steps: Size = 100
+    final_rate: Share = 0.01
+    weight_decay: Factor = 0.02
+    clip: Annotated[float, Range(0, low_included=False)] = 1.0
+    average: Annotated[float, Range(0, 1, high_included=False)] = 0.0
+    seed: Size = 0
+    image_px: Size = 0
+    crop_area: Annotated[float, Range(0, 1, low_included=False)] = 0.5
+    colour: Share = 0.0
+    checkpoint_every: Count = 500
+    log_every: Count = 10
+    threads: Count = 2
     cache_images: bool = False
-    cache_px: int = 256
+    cache_px: Count = 256

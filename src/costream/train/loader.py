@@ -21,11 +21,12 @@ from costream.data import DataSet
 from costream.data.decode import open_image
 from costream.encoders.dual import DualEncoder
 from costream.encoders.preprocess import tokenize
-from costream.errors import DataError
-from costream.records import Batch, Sample
+from costream.errors import ConfigError, DataError
+from costream.records import Batch
 from costream.train.config import TrainConfig
 
 _PREFETCH = 3
+_PICTURES_PER_BROKEN_ONE = 100
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,6 +50,9 @@ def draws_of_step(step: int, size: int, batch_size: int, seed: int) -> list[Draw
         size: Samples in the data set.
         batch_size: Samples a step.
         seed: Of the run.
+
+    Returns:
+        `batch_size` draws.
 
     Example:
         >>> first = [draw.sample for step in range(2) for draw in draws_of_step(step, 4, 2, 0)]
@@ -85,6 +89,12 @@ def augment(
     """A random crop of an upright RGB picture, perhaps mirrored, as uint8 (3, side_px, side_px).
 
     Area uniform in [crop_area, 1] of the picture, aspect log-uniform in [3/4, 4/3].
+
+    Args:
+        image: Any size.
+        side_px: Side of the result.
+        config: For `crop_area` and `colour`.
+        rng: All randomness; the same state gives the same pixels.
     """
     width, height = image.size
     area = width * height * rng.uniform(config.crop_area, 1.0)
@@ -106,6 +116,9 @@ def augment(
 class Loader:
     """Makes the batches of one process, a few steps ahead, in threads.
 
+    A picture that cannot be decoded is left out: its row has weight 0, and `take_failures` tells of
+    it. More than one in a hundred of the data set (rounded up) stops the run.
+
     Args:
         data: Samples with an `image` and at least one caption in `text`.
         model: For its preprocessing.
@@ -114,7 +127,8 @@ class Loader:
         processes: Number of processes; `batch_size` is split evenly over them.
 
     Raises:
-        DataError: When there are no samples, one has no caption, or the batch does not split.
+        DataError: When there are no samples, or one has no caption.
+        ConfigError: When the batch does not split evenly.
     """
 
     def __init__(
@@ -128,13 +142,15 @@ class Loader:
     ) -> None:
         parts = processes * config.accumulate
         if config.batch_size % parts:
-            raise DataError(
+            raise ConfigError(
                 f"batch_size {config.batch_size} does not split into {processes} processes x "
                 f"{config.accumulate} parts",
-                hint="choose a multiple",
+                hint=f"choose a multiple of {parts}",
             )
         if not data.samples:
-            raise DataError(f"{data.name} has no samples to train on")
+            raise DataError(
+                f"{data.name} has no samples, expected at least one", hint="name other data"
+            )
         for sample in data.samples:
             if "image" not in sample.slots or not sample.slots.get("text"):
                 raise DataError(
@@ -147,66 +163,102 @@ class Loader:
         if config.max_tokens:
             shorter = min(config.max_tokens, self.text.max_tokens)
             self.text = replace(self.text, max_tokens=shorter)
-        self.groups = {group: n for n, group in enumerate(dict.fromkeys(_groups(data.samples)))}
+        groups = dict.fromkeys(sample.group for sample in data.samples)
+        self.groups = {group: number for number, group in enumerate(groups)}
         self.rank, self.processes = rank, processes
         self._cache: dict[str, Image.Image] = {}
+        self._broken: dict[str, str] = {}
+        self._told = 0
+
+    def take_failures(self) -> list[str]:
+        """One sentence for each picture that was found broken since the last call."""
+        sentences = [*self._broken.values()][self._told :]
+        self._told += len(sentences)
+        return sentences
 
     def _picture(self, number: int) -> Image.Image:
         sample = self.data.samples[number]
         cached = self._cache.get(sample.id)
         if cached is not None:
             return cached
-        source = sample.slots["image"]
-        image = open_image(source, smallest_side=max(self.config.cache_px, self.side))
+        least = max(self.config.cache_px, self.side)
+        image = open_image(sample.slots["image"], smallest_side=least)
         if self.config.cache_images:
-            scale = self.config.cache_px / min(image.size)
+            scale = least / min(image.size)
             if scale < 1:
                 size = (round(image.width * scale), round(image.height * scale))
                 image = image.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
             self._cache[sample.id] = image
         return image
 
-    def _pixels(self, draw: Draw) -> NDArray[np.uint8]:
+    def _pixels(self, draw: Draw) -> NDArray[np.uint8] | None:
+        """The pixels of a draw; None when its picture is broken."""
         rng = np.random.default_rng(draw.seed)
-        return augment(self._picture(draw.sample), self.side, self.config, rng)
+        try:
+            return augment(self._picture(draw.sample), self.side, self.config, rng)
+        except DataError as error:
+            self._broken[self.data.samples[draw.sample].id] = str(error)
+        most = -(-len(self.data) // _PICTURES_PER_BROKEN_ONE)
+        if len(self._broken) > most:
+            shown = "; ".join([*self._broken.values()][:5])
+            raise DataError(
+                f"{len(self._broken)} of {len(self.data)} pictures of {self.data.name} are broken, "
+                f"expected at most {most}: {shown}",
+                hint="restore them or leave them out",
+            )
+        return None
 
     def _captions(self, draw: Draw) -> list[str]:
-        """K captions of a picture: all different while there are enough, then again from the start."""
+        """K captions of a picture, all different while there are enough, then from the start."""
         texts: Sequence[str] = self.data.samples[draw.sample].slots["text"]
         order = np.random.default_rng((draw.seed, 1)).permutation(len(texts))
         return [texts[order[k % len(texts)]] for k in range(self.config.captions)]
 
-    def _assemble(self, draws: Sequence[Draw], pixels: Sequence[NDArray[np.uint8]]) -> Batch:
+    def _assemble(self, draws: Sequence[Draw], pixels: Sequence[NDArray[np.uint8] | None]) -> Batch:
         samples = [self.data.samples[draw.sample] for draw in draws]
         texts = [text for draw in draws for text in self._captions(draw)]
         ids, mask = tokenize(self.model.tokenizer, texts, self.text)
         shape = (len(draws), self.config.captions, -1)
+        blank = np.zeros((3, self.side, self.side), dtype=np.uint8)
+        weights = [
+            0.0 if each is None else sample.weight
+            for sample, each in zip(samples, pixels, strict=True)
+        ]
         return Batch(
             ids=tuple(sample.id for sample in samples),
             groups=torch.tensor([self.groups[sample.group] for sample in samples]),
             slots={
-                "image": torch.from_numpy(np.stack(pixels)),
+                "image": torch.from_numpy(
+                    np.stack([blank if each is None else each for each in pixels])
+                ),
                 "text.ids": torch.from_numpy(ids).view(shape),
                 "text.mask": torch.from_numpy(mask).view(shape),
             },
-            weight=torch.tensor([sample.weight for sample in samples], dtype=torch.float32),
+            weight=torch.tensor(weights, dtype=torch.float32),
             seeds=torch.tensor([draw.seed for draw in draws]),
         )
 
     def _parts(self, step: int) -> list[list[Draw]]:
         """This process's draws of a step, split into accumulated parts."""
-        draws = draws_of_step(step, len(self.data.samples), self.config.batch_size, self.config.seed)
+        draws = draws_of_step(step, len(self.data), self.config.batch_size, self.config.seed)
         count = self.config.accumulate
         size = len(draws) // (self.processes * count)
         starts = [(part * self.processes + self.rank) * size for part in range(count)]
         return [draws[start : start + size] for start in starts]
 
     def batches(self, first_step: int) -> Iterator[list[Batch]]:
-        """The batches of each step from `first_step` to the last, one per accumulated part."""
+        """The batches of each step from `first_step` to the last, one per accumulated part.
+
+        Args:
+            first_step: Steps done before, from 0.
+
+        Raises:
+            DataError: When too many pictures are broken; names some.
+        """
         last = self.config.steps
         with ThreadPoolExecutor(max_workers=self.config.threads) as pool:
 
-            def begin(step: int) -> list[tuple[list[Draw], list[Future[NDArray[np.uint8]]]]]:
+            def begin(step: int) -> list[tuple[list[Draw], list[Future[NDArray[np.uint8] | None]]]]:
                 return [
                     (draws, [pool.submit(self._pixels, draw) for draw in draws])
                     for draws in self._parts(step)
@@ -218,7 +270,3 @@ class Loader:
                 if step + _PREFETCH < last:
                     waiting.append(begin(step + _PREFETCH))
                 yield [self._assemble(d, [each.result() for each in p]) for d, p in parts]
-
-
-def _groups(samples: Sequence[Sample]) -> list[str]:
-    return [sample.group for sample in samples]

@@ -1,4 +1,4 @@
-"""What a run leaves behind: one JSON line a logged step, TensorBoard events, and a curve to look at."""
+"""What a run leaves behind: a JSON line a logged step, TensorBoard events, a curve to look at."""
 
 from __future__ import annotations
 
@@ -16,33 +16,42 @@ _logger = logging.getLogger("costream.train")
 
 
 class TrainingLog:
-    """Writes `metrics.jsonl`, and TensorBoard events where that package is installed.
+    """Writes `metrics.jsonl`, `warnings.txt`, and TensorBoard events where that is installed.
 
     Args:
         directory: Of the run.
-        active: Whether this process writes at all.
+        active: Whether this process writes metrics.
     """
 
     def __init__(self, directory: Path, *, active: bool = True) -> None:
+        self.directory = directory
         self.path = directory / "metrics.jsonl"
         self.active = active
         self._start = time.monotonic()
         self._events: SummaryWriter | None = None
-        if active:
-            directory.mkdir(parents=True, exist_ok=True)
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError:
-                _logger.info("tensorboard is not installed: metrics.jsonl only")
-            else:
-                self._events = SummaryWriter(str(directory / "tensorboard"))
 
-    def keep_until(self, step: int) -> None:
-        """Drop lines after `step`: a resumed run writes them again."""
+    def begin(self, step: int, sentence: str) -> None:
+        """Open the log; lines after `step` are dropped, a resumed run writes them again.
+
+        Args:
+            step: Steps done before.
+            sentence: What is about to run: device, precision, seed, data.
+        """
+        _logger.info(sentence)
         if not self.active:
             return
+        self.directory.mkdir(parents=True, exist_ok=True)
         lines = [line for line in read_metrics(self.path) if line["step"] <= step]
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        working = self.path.with_name(f".{self.path.name}.part")
+        working.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        working.replace(self.path)
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            _logger.info("tensorboard is not installed: metrics.jsonl only")
+        else:
+            folder = str(self.directory / "tensorboard")
+            self._events = SummaryWriter(folder, purge_step=step + 1)  # type: ignore[no-untyped-call] # torch has no types here
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Add the values of one step."""
@@ -53,28 +62,43 @@ class TrainingLog:
             file.write(json.dumps(line) + "\n")
         if self._events is not None:
             for name, value in values.items():
-                self._events.add_scalar(name, value, step)
+                self._events.add_scalar(name, value, step)  # type: ignore[no-untyped-call] # torch has no types here
 
     def warn(self, sentence: str) -> None:
-        """Log a warning."""
+        """Say what was left out or passed over, and keep it in `warnings.txt`."""
         _logger.warning(sentence)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with (self.directory / "warnings.txt").open("a") as file:
+            file.write(f"{sentence}\n")
 
     def close(self) -> None:
         """Flush what is buffered."""
         if self._events is not None:
-            self._events.close()
+            self._events.close()  # type: ignore[no-untyped-call] # torch has no types here
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`; none when it does not exist. A half-written last line is left."""
+    """The lines of a `metrics.jsonl` up to the first damaged one; none when it does not exist.
+
+    A run that was killed leaves a half-written last line.
+
+    Args:
+        path: Of the file.
+
+    Returns:
+        One mapping a line, each with a `step`.
+    """
     if not path.exists():
         return []
     lines = []
-    for line in path.read_text().splitlines():
+    for text in path.read_text().splitlines():
         try:
-            lines.append(json.loads(line))
+            line = json.loads(text)
         except ValueError:
             break
+        if not isinstance(line, dict) or "step" not in line:
+            break
+        lines.append(line)
     return lines
 
 

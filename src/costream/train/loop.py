@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,29 +16,42 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from costream.config import check_config
 from costream.data import DataSet
-from costream.encoders.device import autocast, keep_freed_memory, training_attention
+from costream.encoders.device import (
+    autocast_dtype,
+    keep_freed_memory,
+    precision,
+    training_attention,
+)
 from costream.encoders.dual import DualEncoder
-from costream.errors import NumericalError
+from costream.errors import NumericalError, WeightsError
 from costream.objectives import Objective
 from costream.objectives.gather import rank, world_size
 from costream.records import Batch
 from costream.train.checkpoint import (
     Running,
     newest_checkpoint,
+    random_states,
     read_checkpoint,
     write_checkpoint,
 )
-from costream.train.config import TrainConfig
+from costream.train.config import WITHOUT_EFFECT, TrainConfig
 from costream.train.loader import Loader
 from costream.train.log import TrainingLog
 from costream.train.optim import make_optimiser, rate_at
 
 Term = tuple[float, Objective]
+_NAMED = 8
 
 
 class StepLoss(nn.Module):
-    """All objectives of a batch as one module, which is what gradients are averaged over."""
+    """All objectives of a batch as one module, which is what gradients are averaged over.
+
+    Args:
+        model: The online model.
+        terms: (weight, objective) pairs.
+    """
 
     def __init__(self, model: DualEncoder, terms: Sequence[Term]) -> None:
         super().__init__()
@@ -45,15 +61,23 @@ class StepLoss(nn.Module):
             objective for _, objective in terms if isinstance(objective, nn.Module)
         )
 
-    def forward(self, batch: Batch, states: Sequence[nn.Module]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weighted sum of all losses of a batch, and their parts by name."""
+    def forward(
+        self, batch: Batch, states: Sequence[nn.Module]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Weighted sum of all losses of a batch, and their parts by name.
+
+        A second objective with parts of the same names has them numbered: `contrast 2`.
+        """
         total = batch.weight.new_zeros(())
         parts: dict[str, Tensor] = {}
         features = self.model.features(batch)
-        for (weight, objective), state in zip(self.terms, states, strict=True):
+        for number, ((weight, objective), state) in enumerate(
+            zip(self.terms, states, strict=True), start=1
+        ):
             losses = objective.loss(self.model, batch, features, state)
             total = total + weight * losses.total
-            parts |= losses.parts
+            for name, value in losses.parts.items():
+                parts[f"{name} {number}" if name in parts else name] = value
         return total, parts
 
 
@@ -95,10 +119,25 @@ class AveragedWeights(nn.Module):
             average.copy_(kept)
 
 
-def start_processes() -> None:
-    """Join the other processes when started by `torchrun`; nothing otherwise."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+def start_processes() -> bool:
+    """Join the other processes when started by `torchrun`; nothing otherwise.
+
+    On GPUs every process takes the one of its number on the machine.
+
+    Returns:
+        Whether they were joined here, and are to be left with `stop_processes`.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        return False
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    return True
+
+
+def stop_processes() -> None:
+    """Leave the other processes."""
+    dist.destroy_process_group()
 
 
 def run(
@@ -122,15 +161,23 @@ def run(
         config: How.
         out: Directory for checkpoints and logs.
         facts: What a resumed run must agree with.
-        resume: Whether to go on from the newest intact checkpoint.
+        resume: Whether to go on from the newest intact checkpoint; from the start when there is
+            none yet.
         progress: Called each step with steps done, steps in all, and the losses.
-        on_checkpoint: Called after each checkpoint with the steps done and the model, averaged
-            weights in place (to measure it on a dev split, say).
+        on_checkpoint: Called in the first process after each checkpoint with the steps done and the
+            model, averaged weights in place (to measure it on a dev split, say). Random numbers
+            that it draws do not change the run.
 
     Raises:
-        NumericalError: When a loss or gradient is not finite; the weights are those before the step.
-        WeightsError: When the checkpoint is of another run.
+        ConfigError: When a setting is out of range, the batch does not split evenly, or nothing is
+            left to train.
+        DataError: When a sample has no caption, or too many pictures are broken.
+        NumericalError: When a loss or gradient is not finite; the weights are those before the
+            step, and the samples are named.
+        WeightsError: When the checkpoint is of another run, all checkpoints are damaged, or one
+            cannot be written.
     """
+    check_config(config)
     keep_freed_memory()
     torch.manual_seed(config.seed + rank())
     device = model.device
@@ -146,34 +193,32 @@ def run(
     if average is not None:
         modules["average"] = average
     running = Running(modules=modules, optimiser=optimiser)
-    facts = {**facts, "config": asdict(config)}
-    first = 0
+    facts = {**facts, "config": _settings_with_effect(config)}
     log = TrainingLog(out, active=rank() == 0)
-    if resume:
-        checkpoint, damaged = newest_checkpoint(out / "checkpoints")
-        for sentence in damaged:
-            log.warn(f"damaged checkpoint passed over: {sentence}")
-        if checkpoint is not None:
-            first = read_checkpoint(checkpoint, running, facts)
-    log.keep_until(first)
+    loader = Loader(data, model, config, rank=rank(), processes=world_size())
+    first, dtype = _start_or_resume(out, running, facts, log, device, resume=resume)
+    log.begin(
+        first,
+        f"steps {first} to {config.steps} on {device} in {_name_of(dtype)}, {world_size()} "
+        f"processes, seed {config.seed}, {data.num_images} pictures of {data.name}",
+    )
 
     wrapped: nn.Module = step_loss
     if world_size() > 1:
-        wrapped = DistributedDataParallel(step_loss, find_unused_parameters=True)
-    loader = Loader(data, model, config, rank=rank(), processes=world_size())
+        # Buffers are constants (pixel means, tables); states are equal everywhere by construction.
+        wrapped = DistributedDataParallel(
+            step_loss, find_unused_parameters=True, broadcast_buffers=False
+        )
     model.train()
     for step, batches in enumerate(loader.batches(first), start=first):
+        for sentence in loader.take_failures():
+            log.warn(f"picture left out: {sentence}")
         rate = rate_at(step, config)
         for group in optimiser.param_groups:
             group["lr"] = rate * group["factor"]
-        losses = _backward(wrapped, batches, list(states), device)
-        _check_finite(losses, step, batches)
+        losses = _backward(wrapped, batches, list(states), device, dtype, step)
         norm = nn.utils.clip_grad_norm_(step_loss.parameters(), config.clip)
-        if not torch.isfinite(norm):
-            raise NumericalError(
-                f"the gradient of step {step} is not finite ({_names(batches)})",
-                hint="lower the learning rate",
-            )
+        _check_finite({**losses, "gradient_norm": float(norm)}, step, batches)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         for (_, objective), state in zip(terms, states, strict=True):
@@ -186,15 +231,77 @@ def run(
         if progress is not None:
             progress(done, config.steps, losses)
         if done % config.checkpoint_every == 0 or done == config.steps:
+            random = random_states(device)
             if rank() == 0:
-                write_checkpoint(out / "checkpoints", done, running, facts)
-            if on_checkpoint is not None:
-                _with_average(model, average, lambda: on_checkpoint(done, model))
+                write_checkpoint(
+                    out / "checkpoints",
+                    done,
+                    running,
+                    facts,
+                    random=random,
+                    precision=_name_of(dtype),
+                )
+                if on_checkpoint is not None:
+                    with _random_states_kept(device):
+                        _with_average(model, average, partial(on_checkpoint, done, model))
             model.train()
     if average is not None:
         average.swap(model)
     model.eval()
     log.close()
+
+
+def _settings_with_effect(config: TrainConfig) -> dict[str, Any]:
+    return {key: value for key, value in asdict(config).items() if key not in WITHOUT_EFFECT}
+
+
+def _start_or_resume(
+    out: Path,
+    running: Running,
+    facts: Mapping[str, Any],
+    log: TrainingLog,
+    device: torch.device,
+    *,
+    resume: bool,
+) -> tuple[int, torch.dtype | None]:
+    """Steps done and the type to train in, everything else put back into `running`."""
+    measured = _agreed_dtype(device)
+    if not resume:
+        return 0, measured
+    checkpoint, damaged = newest_checkpoint(out / "checkpoints")
+    if rank() == 0:
+        for sentence in damaged:
+            log.warn(f"damaged checkpoint passed over: {sentence}")
+    if checkpoint is None:
+        if damaged:
+            raise WeightsError(
+                f"no checkpoint in {out} is intact: {'; '.join(damaged)}",
+                hint="restore one, or train into another directory",
+            )
+        return 0, measured
+    restored = read_checkpoint(checkpoint, running, facts)
+    if restored.precision is None:
+        return restored.step, measured
+    # Measured anew, the choice could fall the other way, and the run would not go on as it was.
+    return restored.step, torch.bfloat16 if restored.precision == "bfloat16" else None
+
+
+def _agreed_dtype(device: torch.device) -> torch.dtype | None:
+    """The faster type as the first process measured it."""
+    dtype = autocast_dtype(device)
+    if world_size() == 1:
+        return dtype
+    reduced = torch.tensor(int(dtype is not None), device=device)
+    dist.broadcast(reduced, 0)
+    return torch.bfloat16 if int(reduced) else None
+
+
+def _name_of(dtype: torch.dtype | None) -> str:
+    return "float32" if dtype is None else "bfloat16"
+
+
+def _random_states_kept(device: torch.device) -> AbstractContextManager[None]:
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 def _with_average(
@@ -211,14 +318,25 @@ def _with_average(
 
 
 def _backward(
-    step_loss: nn.Module, batches: Sequence[Batch], states: Sequence[nn.Module], device: torch.device
+    step_loss: nn.Module,
+    batches: Sequence[Batch],
+    states: Sequence[nn.Module],
+    device: torch.device,
+    dtype: torch.dtype | None,
+    step: int,
 ) -> dict[str, float]:
     """Gradients of the mean loss over the parts of a step; returns the mean of each loss."""
     sums: dict[str, float] = {}
     for batch in batches:
-        with autocast(device), training_attention(device):
-            total, parts = step_loss(_to(batch, device), states)
-        (total / len(batches)).backward()
+        try:
+            with precision(device, dtype), training_attention(device):
+                total, parts = step_loss(_to(batch, device), states)
+        except NumericalError as error:
+            raise NumericalError(
+                f"step {step}: {error.message} ({_names(batches)}); the weights were not changed",
+                hint=error.hint,
+            ) from error
+        torch.autograd.backward(total / len(batches))
         for name, value in {"loss": total.detach(), **parts}.items():
             sums[name] = sums.get(name, 0.0) + float(value) / len(batches)
     if world_size() > 1:
@@ -234,21 +352,21 @@ def _to(batch: Batch, device: torch.device) -> Batch:
         groups=batch.groups.to(device),
         slots={name: value.to(device, non_blocking=True) for name, value in batch.slots.items()},
         weight=batch.weight.to(device),
-        seeds=batch.seeds,
+        seeds=batch.seeds.to(device),
     )
 
 
 def _names(batches: Sequence[Batch]) -> str:
     names = [name for batch in batches for name in batch.ids]
-    shown = ", ".join(names[:5])
-    return f"samples {shown}{', ...' if len(names) > 5 else ''}"
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"samples {', '.join(names[:_NAMED])}{more}"
 
 
 def _check_finite(losses: Mapping[str, float], step: int, batches: Sequence[Batch]) -> None:
-    broken = {name: value for name, value in losses.items() if value != value or abs(value) == float("inf")}
+    broken = {name: value for name, value in losses.items() if not math.isfinite(value)}
     if broken:
         raise NumericalError(
-            f"losses {broken} of step {step} are not finite ({_names(batches)}); "
+            f"{broken} of step {step} are not finite ({_names(batches)}); "
             "the weights were not changed",
             hint="look at these samples, or lower the learning rate",
         )

@@ -1,0 +1,218 @@
+"""From data to tables: the two sizes of the experiment, and the one function that runs it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+from costream.data import DataSet, make_scenes, read_data
+from costream.encoders.dual import DualConfig, DualEncoder
+from costream.encoders.presets import TINY
+from costream.encoders.starting_weights import pretrained_mini
+from costream.errors import ConfigError, DataError
+from costream.evaluate import ClaimTable
+from costream.evaluate.run_log import RunLog
+from costream.methods import cots
+from costream.methods._cots.all_runs import Experiment, all_results
+from costream.methods._cots.report import write_report
+from costream.methods._cots.speed import measure_speed, speed_table
+from costream.methods._cots.tables import filter_table, loss_table, purpose_table
+from costream.methods._cots.world import Say, Scale, World, make_world
+from costream.train.config import TrainConfig
+
+PHOTOGRAPHS = Scale(
+    loop=TrainConfig(
+        steps=240,
+        batch_size=64,
+        learning_rate=6e-4,
+        stem_rate=0.0,
+        text_rate=0.25,
+        embedding_rate=0.0,
+        warmup_steps=24,
+        weight_decay=0.05,
+    ),
+    method=cots.Config(
+        in_batch="momentum",
+        queue_size=1000,
+        momentum=0.98,
+        visual_codes=256,
+        filter_window=2048,
+        filter_warm_up=2048,
+    ),
+)
+"""Photographs with captions, on frozen ImageNet features and the first layers of MiniLM."""
+
+SCENES = Scale(
+    loop=TrainConfig(
+        steps=400, batch_size=64, learning_rate=1e-3, warmup_steps=40, weight_decay=0.05
+    ),
+    method=cots.Config(
+        in_batch="momentum",
+        queue_size=1000,
+        momentum=0.98,
+        temperature=0.07,
+        visual_codes=64,
+        filter_window=2048,
+        filter_warm_up=2048,
+    ),
+    most_train=4000,
+    most_dev=500,
+    longest_s=20.0,
+)
+"""Procedural scenes, small towers from random weights: nothing needed, and always the same."""
+
+_PHOTO_PX = 128
+_VISUAL_TOKEN_PX = 8
+_TEXT_LAYERS = 2
+_VISION_LAYERS = 1
+_MAX_TOKENS = 24
+
+
+def reproduce(
+    data: str | None, out: Path | None, say: Say, *, scale: Scale | None = None
+) -> list[ClaimTable]:
+    """Run the experiment, or finish it where it stopped.
+
+    Args:
+        data: A folder with `train.jsonl` and `dev.jsonl`, or one of the two; procedural scenes when
+            None.
+        out: Folder for `cots.json`, `cots.md`, two plots and `cots_runs.jsonl`, from which a
+            stopped experiment goes on; nothing is written when None.
+        say: Told about progress.
+        scale: Other sizes than the usual ones.
+
+    Returns:
+        Tables about the interactions, what they do, the filter, and the speed.
+
+    Raises:
+        DataError: When a data set is absent or broken.
+        WeightsError: When the starting weights for photographs are not installed.
+    """
+    if data is None:
+        scale = SCENES if scale is None else scale
+        world = scenes(scale, say)
+    else:
+        scale = PHOTOGRAPHS if scale is None else scale
+        world = photographs(Path(data), scale, say)
+    log = RunLog(None if out is None else out / "cots_runs.jsonl")
+    if len(log):
+        say(f"found {len(log)} runs that were made before")
+    experiment = Experiment(world, scale, log, say)
+    results = all_results(experiment)
+    speed = measure_speed(experiment)
+    tables = [
+        loss_table(results, run_settings(world, scale)),
+        purpose_table(results),
+        filter_table(results, scale),
+        speed_table(speed, scale),
+    ]
+    if out is not None:
+        write_report(out, tables, results, speed, scale, say)
+    return tables
+
+
+def run_settings(world: World, scale: Scale) -> dict[str, str]:
+    """What fixes the runs, for people."""
+    loop = scale.loop
+    return {
+        **world.facts,
+        "steps": f"{loop.steps} of {loop.batch_size} pairs",
+        "seeds": ", ".join(map(str, scale.seeds)),
+        "torch": torch.__version__,
+    }
+
+
+def photographs(source: Path, scale: Scale, say: Say) -> World:
+    """Photographs on the frozen stem.
+
+    Raises:
+        DataError: When there are no manifests for training and for measuring.
+        WeightsError: When the starting weights are not installed.
+    """
+    folder = source if source.is_dir() else source.parent
+    for name in ("train.jsonl", "dev.jsonl"):
+        if not (folder / name).is_file():
+            raise DataError(
+                f"there is no {folder / name}, expected train.jsonl and dev.jsonl in one folder",
+                hint="name a folder that has both, or leave --data out for procedural scenes",
+            )
+    base = pretrained_mini()
+    train, dev = (read_data(folder / name) for name in ("train.jsonl", "dev.jsonl"))
+    start = (
+        f"ImageNet's EfficientNet-Lite2, frozen, at {_PHOTO_PX} pixels; the first {_TEXT_LAYERS} "
+        f"layers of MiniLM-L6; {_VISION_LAYERS} new layer and projections"
+    )
+    return make_world(
+        lambda seed: short_model(base, seed),
+        train,
+        dev,
+        scale,
+        kept_px=_PHOTO_PX // 32 * _VISUAL_TOKEN_PX,
+        facts={"start": start},
+        say=say,
+    )
+
+
+def short_config(base: DualConfig) -> DualConfig:
+    """A shorter form of a model: whole stem frozen, few layers, small pictures, short texts."""
+    vision, text = base.vision, base.text
+    if vision.conv is None:
+        raise ConfigError(f"model {base.name} has no convolutional stem", hint="start from one")
+    return replace(
+        base,
+        name=f"{base.name}-short",
+        vision=replace(
+            vision,
+            image_px=_PHOTO_PX,
+            conv=replace(vision.conv, num_frozen_stages=7),
+            transformer=replace(vision.transformer, depth=_VISION_LAYERS, drop_path=0.0),
+        ),
+        text=replace(text, transformer=replace(text.transformer, depth=_TEXT_LAYERS)),
+        image_preprocess=replace(base.image_preprocess, size_px=_PHOTO_PX),
+        text_preprocess=replace(base.text_preprocess, max_tokens=_MAX_TOKENS),
+    )
+
+
+def short_model(base: DualEncoder, seed: int) -> DualEncoder:
+    """A short model with the stem and the first text layers of `base`; the rest from the seed."""
+    torch.manual_seed(seed)
+    model = DualEncoder(short_config(base.config), base.tokenizer)
+    for short, whole in ((model.vision.stem, base.vision.stem), (model.text, base.text)):
+        if short is not None and whole is not None:
+            known = whole.state_dict()
+            short.load_state_dict({name: known[name] for name in short.state_dict()})
+    return model
+
+
+def scenes(scale: Scale, say: Say) -> World:
+    """Procedural scenes, each caption naming both objects and their places."""
+    train = make_scenes(scale.most_train, seed=0, detail="full")
+    dev = make_scenes(scale.most_dev, seed=0, skip=scale.most_train, detail="full")
+    tokenizer = word_tokenizer(train)
+    config = replace(
+        TINY, text=replace(TINY.text, vocab_size=tokenizer.get_vocab_size()), name="scenes"
+    )
+
+    def make(seed: int) -> DualEncoder:
+        torch.manual_seed(seed)
+        return DualEncoder(config, tokenizer)
+
+    facts = {"start": "random weights"}
+    return make_world(make, train, dev, scale, kept_px=0, facts=facts, say=say)
+
+
+def word_tokenizer(data: DataSet) -> Tokenizer:
+    """A tokenizer whose tokens are the words of the captions, with BERT's special tokens."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    split = pre_tokenizers.BertPreTokenizer()
+    captions = (text.lower() for sample in data.samples for text in sample.slots["text"])
+    words = sorted({word for text in captions for word, _ in split.pre_tokenize_str(text)})
+    vocabulary = {word: number for number, word in enumerate([*special, *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))  # noqa: S106
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = split
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    return tokenizer

@@ -1,0 +1,297 @@
+"""Our towers give what `transformers` gives on the same weights, for every family that is read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+import costream
+from costream.encoders.pretrained import load_pretrained, load_text_tower, load_vision_tower
+from costream.errors import WeightsError
+
+transformers = pytest.importorskip("transformers")
+
+TOLERANCE = 1e-4
+WORDS = ["<pad>", "<s>", "</s>", "<unk>", "a", "dog", "on", "the", "beach", "cat", "red"]
+SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+}
+
+
+def gap(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return float((ours - theirs).abs().max())
+
+
+def randomised(model: torch.nn.Module) -> torch.nn.Module:
+    """Every weight random: fresh ones are zero or one where a mistake would not show."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(torch.randn_like(weight) * 0.2 + (0.5 if weight.ndim == 1 else 0.0))
+    return model.eval()
+
+
+@pytest.fixture
+def pictures() -> torch.Tensor:
+    return torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new"])
+def test_bert(tmp_path: Path, activation: str) -> None:
+    config = transformers.BertConfig(vocab_size=50, hidden_act=activation, **SIZES)
+    theirs = randomised(transformers.BertModel(config))
+    theirs.save_pretrained(tmp_path)
+    ours = load_text_tower(tmp_path)
+    ids = torch.randint(0, 50, (3, 7), generator=torch.Generator().manual_seed(1))
+    mask = torch.tensor([[1] * 7, [1] * 4 + [0] * 3, [1] + [0] * 6])
+    with torch.no_grad():
+        expected = theirs(ids, attention_mask=mask)
+        found = ours(ids, mask.bool())
+    assert gap(found.pooled, expected.pooler_output) < TOLERANCE
+    real = mask.bool()
+    assert gap(found.tokens[real], expected.last_hidden_state[real]) < TOLERANCE
+
+
+def test_bert_with_a_head_and_old_names(tmp_path: Path) -> None:
+    config = transformers.BertConfig(vocab_size=50, tie_word_embeddings=True, **SIZES)
+    theirs = randomised(transformers.BertForMaskedLM(config))
+    theirs.save_pretrained(tmp_path)
+    weights = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+            "LayerNorm.bias", "LayerNorm.beta"
+        ): value
+        for name, value in load_file(tmp_path / "model.safetensors").items()
+    }
+    save_file(weights, tmp_path / "model.safetensors")
+    ids = torch.tensor([[4, 5, 6]])
+    with torch.no_grad():
+        expected = theirs.bert(ids).last_hidden_state
+        found = load_text_tower(tmp_path)(ids)
+    assert gap(found.tokens, expected) < TOLERANCE
+    assert gap(found.pooled, expected[:, 0]) < TOLERANCE
+
+
+def test_vit(tmp_path: Path, pictures: torch.Tensor) -> None:
+    theirs = randomised(
+        transformers.ViTModel(transformers.ViTConfig(image_size=32, patch_size=8, **SIZES))
+    )
+    theirs.save_pretrained(tmp_path)
+    with torch.no_grad():
+        expected = theirs(pictures).last_hidden_state
+        found = load_vision_tower(tmp_path)(pictures)
+    assert gap(found.tokens, expected) < TOLERANCE
+    assert gap(found.pooled, expected[:, 0]) < TOLERANCE
+
+
+def test_vit_at_another_size(tmp_path: Path) -> None:
+    theirs = randomised(
+        transformers.ViTModel(transformers.ViTConfig(image_size=32, patch_size=8, **SIZES))
+    )
+    theirs.save_pretrained(tmp_path)
+    pictures = torch.randn(2, 3, 48, 64)
+    with torch.no_grad():
+        expected = theirs(pictures, interpolate_pos_encoding=True).last_hidden_state
+        found = load_vision_tower(tmp_path)(pictures)
+    assert gap(found.tokens, expected) < TOLERANCE
+
+
+def test_vit_by_the_names_of_older_checkpoints(tmp_path: Path, pictures: torch.Tensor) -> None:
+    theirs = randomised(
+        transformers.ViTModel(transformers.ViTConfig(image_size=32, patch_size=8, **SIZES))
+    )
+    theirs.save_pretrained(tmp_path)
+    older = {}
+    renames = {
+        "attention.q_proj": "attention.attention.query",
+        "attention.k_proj": "attention.attention.key",
+        "attention.v_proj": "attention.attention.value",
+        "attention.o_proj": "attention.output.dense",
+        "mlp.fc1": "intermediate.dense",
+        "mlp.fc2": "output.dense",
+    }
+    for name, value in theirs.state_dict().items():
+        for new, old in renames.items():
+            name = name.replace(new, old)
+        older["vit." + name.replace("layers.", "encoder.layer.", 1)] = value.contiguous()
+    save_file(older, tmp_path / "model.safetensors")
+    with torch.no_grad():
+        expected = theirs(pictures).last_hidden_state
+        assert gap(load_vision_tower(tmp_path)(pictures).tokens, expected) < TOLERANCE
+
+
+def test_dinov2(tmp_path: Path, pictures: torch.Tensor) -> None:
+    config = transformers.Dinov2Config(
+        image_size=32, patch_size=8, hidden_size=32, num_hidden_layers=2, num_attention_heads=4
+    )
+    theirs = randomised(transformers.Dinov2Model(config))
+    theirs.save_pretrained(tmp_path)
+    with torch.no_grad():
+        expected = theirs(pictures)
+        found = load_vision_tower(tmp_path)(pictures)
+    assert gap(found.tokens, expected.last_hidden_state) < TOLERANCE
+    assert gap(found.pooled, expected.pooler_output) < TOLERANCE
+
+
+def test_a_gated_dinov2_is_refused(tmp_path: Path) -> None:
+    config = transformers.Dinov2Config(
+        image_size=32,
+        patch_size=8,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        use_swiglu_ffn=True,
+    )
+    transformers.Dinov2Model(config).save_pretrained(tmp_path)
+    with pytest.raises(WeightsError, match="gated"):
+        load_vision_tower(tmp_path)
+
+
+def save_tokenizer(folder: Path, *, closing: str) -> None:
+    tokenizer = Tokenizer(models.WordLevel({w: n for n, w in enumerate(WORDS)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"<s> $A {closing}", special_tokens=[("<s>", 1), (closing, WORDS.index(closing))]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def clip_directory(folder: Path) -> torch.nn.Module:
+    config = transformers.CLIPConfig(
+        text_config={
+            "vocab_size": 11,
+            "max_position_embeddings": 12,
+            "bos_token_id": 1,
+            "eos_token_id": 10,
+            "pad_token_id": 10,
+            **SIZES,
+        },
+        vision_config={"image_size": 32, "patch_size": 8, **SIZES},
+        projection_dim=16,
+    )
+    model = randomised(transformers.CLIPModel(config))
+    model.save_pretrained(folder)
+    save_tokenizer(folder, closing="red")
+    settings = {
+        "do_center_crop": True,
+        "crop_size": {"height": 32, "width": 32},
+        "size": {"shortest_edge": 32},
+        "resample": 3,
+        "image_mean": [0.48, 0.45, 0.4],
+        "image_std": [0.27, 0.26, 0.28],
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    return model
+
+
+def siglip_directory(folder: Path) -> torch.nn.Module:
+    config = transformers.SiglipConfig(
+        text_config={"vocab_size": 11, "max_position_embeddings": 9, "pad_token_id": 2, **SIZES},
+        vision_config={"image_size": 32, "patch_size": 8, **SIZES},
+    )
+    model = randomised(transformers.SiglipModel(config))
+    model.save_pretrained(folder)
+    save_tokenizer(folder, closing="</s>")
+    settings = {"size": {"height": 32, "width": 32}, "resample": 3}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    return model
+
+
+def image_features(model: torch.nn.Module, pixels: torch.Tensor) -> torch.Tensor:
+    found = model.get_image_features(pixel_values=pixels)
+    return found if isinstance(found, torch.Tensor) else found.pooler_output
+
+
+def text_features(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    found = model.get_text_features(input_ids=ids)
+    return found if isinstance(found, torch.Tensor) else found.pooler_output
+
+
+@pytest.mark.parametrize("make", [clip_directory, siglip_directory])
+def test_both_towers_end_in_the_same_vectors(tmp_path: Path, make: object) -> None:
+    theirs = make(tmp_path)  # type: ignore[operator]
+    ours = load_pretrained(tmp_path)
+    noise = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    images = [Image.fromarray(each) for each in noise]
+    mean = torch.tensor(ours.config.image_preprocess.mean).view(3, 1, 1)
+    std = torch.tensor(ours.config.image_preprocess.std).view(3, 1, 1)
+    pixels = (torch.from_numpy(noise).permute(0, 3, 1, 2) / 255 - mean) / std
+    texts = ["a dog on the beach", "cat", "a red dog"]
+    settings = ours.config.text_preprocess
+    with torch.no_grad():
+        expected_images = image_features(theirs, pixels)
+        rows = []
+        for text in texts:
+            ids = ours.tokenizer.encode(text).ids
+            if settings.pad_to_max:
+                ids = ids + [settings.pad_id] * (settings.max_tokens - len(ids))
+            rows.append(text_features(theirs, torch.tensor([ids])))
+        expected_texts = torch.cat(rows)
+    unit = torch.nn.functional.normalize
+    assert gap(torch.from_numpy(ours.encode_images(images)), unit(expected_images)) < TOLERANCE
+    assert gap(torch.from_numpy(ours.encode_texts(texts)), unit(expected_texts)) < TOLERANCE
+
+
+def test_load_takes_a_hugging_face_directory(tmp_path: Path) -> None:
+    clip_directory(tmp_path)
+    model = costream.load(tmp_path)
+    assert model.encode_texts(["a dog"]).shape == (1, 16)
+
+
+def test_shards_are_read_like_one_file(tmp_path: Path, pictures: torch.Tensor) -> None:
+    theirs = randomised(
+        transformers.ViTModel(transformers.ViTConfig(image_size=32, patch_size=8, **SIZES))
+    )
+    theirs.save_pretrained(tmp_path, max_shard_size="10KB")
+    assert (tmp_path / "model.safetensors.index.json").exists()
+    with torch.no_grad():
+        expected = theirs(pictures).last_hidden_state
+        assert gap(load_vision_tower(tmp_path)(pictures).tokens, expected) < TOLERANCE
+
+
+def test_pickles_are_refused_with_the_way_out(tmp_path: Path) -> None:
+    clip_directory(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    with pytest.raises(WeightsError, match=r"only pickles.*save_pretrained"):
+        load_pretrained(tmp_path)
+
+
+def test_a_missing_or_an_extra_weight_is_refused(tmp_path: Path) -> None:
+    clip_directory(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file({**weights, "surprise": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(WeightsError, match="unexpected surprise"):
+        load_pretrained(tmp_path)
+    weights.pop("text_projection.weight")
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(WeightsError, match=r"missing text_projection\.weight"):
+        load_pretrained(tmp_path)
+
+
+def test_a_damaged_file_and_numbers_that_are_none_are_refused(tmp_path: Path) -> None:
+    clip_directory(tmp_path)
+    path = tmp_path / "model.safetensors"
+    weights = load_file(path)
+    weights["text_projection.weight"][0, 0] = float("nan")
+    save_file(weights, path)
+    with pytest.raises(WeightsError, match="not finite"):
+        load_pretrained(tmp_path)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(WeightsError, match="damaged"):
+        load_pretrained(tmp_path)
+
+
+def test_a_hub_name_without_a_network_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(WeightsError, match="from the hub"):
+        costream.load("nobody/no-such-model-at-all")

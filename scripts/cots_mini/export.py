@@ -3,7 +3,7 @@
     python scripts/cots_mini/export.py --run runs/cots-mini --prepared prepared
 
 MiniLM's vocabulary has 994 entries that no text can produce ("[unused0]", ...); without them the
-weights fit into 64 MB. Every number in the card is measured here, on the weights as they are shipped.
+weights fit into 64 MB. Every number in the card is measured here, on the shipped weights.
 """
 
 from __future__ import annotations
@@ -70,7 +70,9 @@ def row(name: str, report: Report) -> str:
 
 def main() -> int:
     """Run the script."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--prepared", type=Path, required=True)
     options = parser.parse_args()

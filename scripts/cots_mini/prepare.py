@@ -109,7 +109,8 @@ def shrink(source: Path, target: Path) -> bool:
             if opened.format == "JPEG" and min(opened.size) <= 2 * SIDE_PX:
                 shutil.copyfile(source, target)
                 return True
-            image = opened.convert("RGBA") if "A" in opened.getbands() or opened.mode == "P" else opened
+            clear = "A" in opened.getbands() or opened.mode == "P"
+            image = opened.convert("RGBA") if clear else opened
             if image.mode == "RGBA":
                 ground = Image.new("RGBA", image.size, "white")
                 image = Image.alpha_composite(ground, image)
@@ -133,7 +134,8 @@ def write_domain(out: Path, train: list[Record], dev: list[Record]) -> None:
         for number, (source, captions) in enumerate(records):
             name = f"images/{split}-{number:05d}.jpg"
             if shrink(source, out / name):
-                lines.append(json.dumps({"image": name, "captions": captions, "source": source.name}))
+                record = {"image": name, "captions": captions, "source": source.name}
+                lines.append(json.dumps(record))
         out.mkdir(parents=True, exist_ok=True)
         (out / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
         print(f"{out.name} {split}: {len(lines)} pictures")
@@ -157,7 +159,9 @@ def unpack_debian(packages: tuple[str, ...], working: Path) -> Path:
 
 def main() -> int:
     """Run the script."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--no-debian", action="store_true")

@@ -94,7 +94,7 @@ def read_domains(root: Path, split: str) -> dict[str, DataSet]:
 
 
 def join(domains: Mapping[str, DataSet], others_share: float) -> DataSet:
-    """One data set in which all domains but the first make up about `others_share` of the samples."""
+    """One data set in which the other domains make up about `others_share` of the samples."""
     main = domains[SELECTED_ON].samples
     others = [s for name, data in domains.items() if name != SELECTED_ON for s in data.samples]
     if not others or others_share == 0:
@@ -116,7 +116,8 @@ def classifier_probabilities(data: DataSet, device: torch.device) -> Tensor:
     settings = replace(pretrained_mini().config.image_preprocess, size_px=TEACHER_PX)
     rows = []
     for start in range(0, len(groups), 64):
-        pictures = [open_image(sources[g], smallest_side=TEACHER_PX) for g in groups[start : start + 64]]
+        some = groups[start : start + 64]
+        pictures = [open_image(sources[group], smallest_side=TEACHER_PX) for group in some]
         pixels = torch.from_numpy(np.stack([settings.pixels(p) for p in pictures])).to(device)
         normal = (pixels.float() - 127.0) / 128.0
         with torch.autocast(device.type, torch.bfloat16):
@@ -152,7 +153,9 @@ def measure(model: DualEncoder, dev: Mapping[str, DataSet]) -> dict[str, dict[st
 
 def main() -> int:
     """Run the script."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--prepared", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--resume", action="store_true")
@@ -193,7 +196,7 @@ def main() -> int:
         line = {"step": step, "seconds": round(time.monotonic() - started), "hit@1": values}
         with (out / "dev.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
-        print(step, {k: {d: round(x, 1) for d, x in v.items()} for k, v in values.items()}, flush=True)
+        print(json.dumps(line), flush=True)
         if mean > best[0]:
             best[0] = mean
             save_model(model, out / "model")
@@ -201,12 +204,13 @@ def main() -> int:
 
     if options.resume and (out / "dev.jsonl").exists():
         for text in (out / "dev.jsonl").read_text().splitlines():
-            best[0] = max(best[0], float(np.mean(list(json.loads(text)["hit@1"][SELECTED_ON].values()))))
+            earlier = json.loads(text)["hit@1"][SELECTED_ON].values()
+            best[0] = max(best[0], float(np.mean(list(earlier))))
 
     def progress(done: int, total: int, losses: Mapping[str, float]) -> None:
         if done % loop.log_every == 0:
-            seconds = time.monotonic() - started
-            print(f"{done}/{total} {seconds:.0f}s", {k: round(v, 3) for k, v in losses.items()}, flush=True)
+            shown = {name: round(value, 3) for name, value in losses.items()}
+            print(f"{done}/{total} {time.monotonic() - started:.0f}s {shown}", flush=True)
 
     run(
         model,

@@ -1,9 +1,9 @@
-"""How often the default model finds the right name for pictures of kinds that it never saw captioned.
+"""How often the default model finds the right name for pictures that it was not trained on.
 
     python scripts/cots_mini/zero_shot.py [--model cots-mini]
 
-The pictures are the sample gallery's photographs that are not in the training data (those from Tux
-Paint's stamps are left out); the candidate names are those of all of these pictures, from their file
+The pictures are those of the sample gallery that are not in the training data (Tux Paint's stamps
+are); the candidate names are those of all of these pictures, from their file
 names. Printed as JSON: top-1 and top-5 in percent, chance, and the count.
 """
 
@@ -46,7 +46,9 @@ def zero_shot(name_or_dir: str) -> dict[str, float]:
 
 def main() -> int:
     """Run the script."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--model", default="cots-mini")
     options = parser.parse_args()
     print(json.dumps(zero_shot(options.model)))

@@ -62,7 +62,7 @@ class Range:
         )
 
 
-class ValueProblem(Exception):  # noqa: N818 - not an error of the library: becomes a line of one
+class ValueProblem(Exception):
     """A value does not fit; the message says what was got and what was expected."""
 
 

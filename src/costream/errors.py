@@ -11,9 +11,9 @@ class CostreamError(Exception):
         hint: What to do about it; printed after the message.
 
     Example:
-        >>> raise CostreamError("got 0 pictures, expected at least 1", hint="name a folder of pictures")
+        >>> raise CostreamError("got 0 pictures, expected at least 1", hint="name a folder")
         Traceback (most recent call last):
-        costream.errors.CostreamError: got 0 pictures, expected at least 1; name a folder of pictures
+        costream.errors.CostreamError: got 0 pictures, expected at least 1; name a folder
     """
 
     def __init__(self, message: str, *, hint: str = "") -> None:

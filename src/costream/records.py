@@ -43,11 +43,11 @@ class Batch:
     Attributes:
         ids: One a row, for messages.
         groups: int64 (B,); rows with equal numbers are true matches of each other.
-        slots: `image` uint8 (B, 3, H, W); `text.ids` and `text.mask` int64 (B, K, T), K captions a
-            picture; others by method.
+        slots: `image` uint8 (B, 3, H, W); `text.ids` and `text.mask` int64 (B, K, T), K captions
+            a picture; others by method.
         weight: float32 (B,).
-        seeds: int64 (B,); what a method draws at random for a row comes from the row's seed, so that
-            it depends neither on the batch nor on the number of processes.
+        seeds: int64 (B,); what a method draws at random for a row comes from the row's seed, so
+            that it depends neither on the batch nor on the number of processes.
     """
 
     ids: tuple[str, ...]

@@ -120,9 +120,10 @@ def test_vit_by_the_names_of_older_checkpoints(tmp_path: Path, pictures: torch.T
         "mlp.fc2": "output.dense",
     }
     for name, value in theirs.state_dict().items():
+        old_name = name
         for new, old in renames.items():
-            name = name.replace(new, old)
-        older["vit." + name.replace("layers.", "encoder.layer.", 1)] = value.contiguous()
+            old_name = old_name.replace(new, old)
+        older["vit." + old_name.replace("layers.", "encoder.layer.", 1)] = value.contiguous()
     save_file(older, tmp_path / "model.safetensors")
     with torch.no_grad():
         expected = theirs(pictures).last_hidden_state

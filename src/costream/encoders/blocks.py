@@ -112,8 +112,8 @@ class Layer(nn.Module):
         return x
 
     def _mlp(self, x: Tensor) -> Tensor:
-        inner = activate(self.mlp_in(x), self.config.activation)
-        return self.mlp_out(inner) if self.mlp_scale is None else self.mlp_out(inner) * self.mlp_scale
+        outer: Tensor = self.mlp_out(activate(self.mlp_in(x), self.config.activation))
+        return outer if self.mlp_scale is None else outer * self.mlp_scale
 
     def _attend(self, x: Tensor, mask: Tensor | None, *, causal: bool) -> Tensor:
         mixed: Tensor = self.attention(x, mask, causal=causal)

@@ -89,6 +89,7 @@ class ConvNorm(nn.Module):
         nn.init.kaiming_normal_(self.weight, mode="fan_out")
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, outputs, ceil(H / stride), ceil(W / stride))."""
         gain = self.scale * torch.rsqrt(self.variance + _NORM_EPS)
         # Folding the normalisation into the kernel saves one pass over the feature map, which is
         # what limits these layers on a CPU.
@@ -117,6 +118,7 @@ class InvertedResidual(nn.Module):
         self.residual = stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, outputs, ceil(H / stride), ceil(W / stride))."""
         inner = x if self.expand is None else functional.relu6(self.expand(x))
         outer: Tensor = self.project(functional.relu6(self.depthwise(inner)))
         return x + outer if self.residual else outer
@@ -188,7 +190,9 @@ class EfficientNetLite(nn.Module):
         return self.late(self.early(images))
 
 
-def convert_published_weights(published: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+def convert_published_weights(
+    published: dict[str, Tensor],
+) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     """Rename the published EfficientNet-Lite weights to ours.
 
     Args:

@@ -183,11 +183,7 @@ def _is_light(description: Mapping[str, Any], source: Path) -> bool:
     config = field_of(description, "config", source, dict)
     text = field_of(config, "text", source, dict)
     layers = field_of(text, "transformer", source, dict)
-    return (
-        "settings_hash" in description
-        and _covers(_TOWER, text)
-        and _covers(_LAYERS, layers)
-    )
+    return "settings_hash" in description and _covers(_TOWER, text) and _covers(_LAYERS, layers)
 
 
 def _read_text_weights(directory: Path, description: Mapping[str, Any]) -> dict[str, Array]:

@@ -92,7 +92,7 @@ class VisionTower(nn.Module):
                 raise ValueError("stem='conv' needs conv=EfficientNetConfig(...), got None")
             stem = EfficientNetLite(config.conv)
             # Channels last is the layout that convolutions on a CPU are fastest in.
-            self.stem = stem.to(memory_format=torch.channels_last)
+            self.stem = stem.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # stub
             self.project: nn.Module = nn.Linear(self.stem.num_channels, width)
             if config.stem_residual:
                 self.residual = nn.Linear(self.stem.num_channels, width)
@@ -100,8 +100,10 @@ class VisionTower(nn.Module):
             self.project = nn.Conv2d(
                 3, width, config.patch_px, stride=config.patch_px, bias=config.patch_bias
             )
-        self.grid = -(-config.image_px // config.patch_px) if self.stem else (
-            config.image_px // config.patch_px
+        self.grid = (
+            -(-config.image_px // config.patch_px)
+            if self.stem
+            else (config.image_px // config.patch_px)
         )
         front = int(config.class_token)
         self.class_token = nn.Parameter(torch.randn(1, 1, width) * 0.02) if front else None
@@ -125,11 +127,11 @@ class VisionTower(nn.Module):
         return images if self.stem is None else self.stem.early(images)
 
     def trained_part(self, frozen: Tensor) -> Tensor:
-        """The output of `frozen_part` to the stem's map (B, C, H', W'), or to pixels as they are."""
+        """From the output of `frozen_part` to the stem's map (B, C, H', W'), or the pixels."""
         return frozen if self.stem is None else self.stem.late(frozen)
 
     def stem_map(self, images: Tensor) -> Tensor:
-        """Run what comes before the tokens: the stem's map (B, C, H', W'), or the pixels as they are.
+        """What comes before the tokens: the stem's map (B, C, H', W'), or the pixels as they are.
 
         Args:
             images: float (B, 3, H, W), normalised.
@@ -155,7 +157,7 @@ class VisionTower(nn.Module):
         return self.patches_of_map(self.stem_map(images))
 
     def positions(self, rows: int, columns: int) -> Tensor:
-        """Position embeddings for a grid: (front + rows * columns, D), interpolated where needed."""
+        """Positions of a grid: (front + rows * columns, D), interpolated where needed."""
         if rows == columns == self.grid:
             return self.position_embedding
         front = int(self.class_token is not None)

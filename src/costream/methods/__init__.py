@@ -1,1 +1,1 @@
-
+"""One file a published system; see the cards with `costream methods`."""

@@ -51,7 +51,7 @@ class TrainingLog:
             _logger.info("tensorboard is not installed: metrics.jsonl only")
         else:
             folder = str(self.directory / "tensorboard")
-            self._events = SummaryWriter(folder, purge_step=step + 1)  # type: ignore[no-untyped-call] # torch has no types here
+            self._events = SummaryWriter(folder, purge_step=step + 1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Add the values of one step."""
@@ -62,7 +62,7 @@ class TrainingLog:
             file.write(json.dumps(line) + "\n")
         if self._events is not None:
             for name, value in values.items():
-                self._events.add_scalar(name, value, step)  # type: ignore[no-untyped-call] # torch has no types here
+                self._events.add_scalar(name, value, step)
 
     def warn(self, sentence: str) -> None:
         """Say what was left out or passed over, and keep it in `warnings.txt`."""
@@ -74,7 +74,7 @@ class TrainingLog:
     def close(self) -> None:
         """Flush what is buffered."""
         if self._events is not None:
-            self._events.close()  # type: ignore[no-untyped-call] # torch has no types here
+            self._events.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -62,13 +62,11 @@ def load_pretrained(directory: str | Path) -> DualEncoder:
     kind = config.get("model_type")
     if kind not in ("clip", "siglip"):
         raise WeightsError(
-            f"{directory} is of type {kind!r}, expected 'clip' or 'siglip', whose two towers share a "
-            "space",
+            f"{directory} is of type {kind!r}, expected 'clip' or 'siglip', whose towers "
+            "share a space",
             hint="give a directory with both towers, or one that costream train wrote",
         )
-    source = Source(
-        read_weights(directory), directory, meaningless=(r"logit_scale", r"logit_bias")
-    )
+    source = Source(read_weights(directory), directory, meaningless=(r"logit_scale", r"logit_bias"))
     form = _clip_form if kind == "clip" else _siglip_form
     model = DualEncoder(form(directory, config), load_tokenizer(directory / "tokenizer.json"))
     state = _clip_state(source, model) if kind == "clip" else _siglip_state(source, model)
@@ -128,9 +126,7 @@ def _clip_form(directory: Path, config: Mapping[str, Any]) -> DualConfig:
             eot_id=eot_id,
         ),
         image_preprocess=_image_preprocess(directory, vision["image_size"]),
-        text_preprocess=TextPreprocess(
-            max_tokens=text["max_position_embeddings"], pad_id=eot_id
-        ),
+        text_preprocess=TextPreprocess(max_tokens=text["max_position_embeddings"], pad_id=eot_id),
     )
 
 
@@ -197,8 +193,9 @@ def _image_preprocess(directory: Path, image_px: int) -> ImagePreprocess:
     resample = {2: "bilinear", 3: "bicubic"}.get(settings.get("resample", 3))
     if resample is None or not 0 < share <= 1:
         raise WeightsError(
-            f"{directory / 'preprocessor_config.json'} asks for resample {settings.get('resample')} "
-            f"and a crop of {share:.2f} of the picture, expected 2 or 3 and at most 1"
+            f"{directory / 'preprocessor_config.json'} asks for resample "
+            f"{settings.get('resample')} and a crop of {share:.2f}, "
+            "expected 2 or 3 and a share of at most 1"
         )
     normalises = settings.get("do_normalize", True)
     mean = settings.get("image_mean", [0.5] * 3) if normalises else [0.0] * 3

@@ -37,5 +37,5 @@ def fetch_from_hub(name: str) -> Path:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise WeightsError(
             f"cannot get {name!r} from the hub: {reason}",
-            hint="check the name and the connection, or copy the model's directory and give its path",
+            hint="check the name and the connection, or give a directory with the model",
         ) from error

@@ -28,8 +28,8 @@ def load_text_tower(
 
     Args:
         directory: With `config.json` and `model.safetensors`.
-        pooling: How a text's vector is made of its tokens'; when None, `mean` where the directory is
-            a sentence-transformers model that says so, else BERT's own pooler where its weights are
+        pooling: How a text's vector is made of its tokens'; when None, `mean` where a
+            sentence-transformers directory says so, else BERT's own pooler where its weights are
             there, else the first token.
 
     Raises:
@@ -89,7 +89,7 @@ def _bert_state(source: Source, form: TextConfig) -> dict[str, Tensor]:
     kind = source.take("embeddings.token_type_embeddings.weight")
     state = {
         "token_embedding.weight": source.take("embeddings.word_embeddings.weight"),
-        "position_embedding": source.take("embeddings.position_embeddings.weight") + kind[:1].sum(0),
+        "position_embedding": source.take("embeddings.position_embeddings.weight") + kind[0],
         **source.take_pair("embedding_norm", "embeddings.LayerNorm"),
     }
     for number in range(form.transformer.depth):
@@ -110,9 +110,7 @@ def two_tower_layers(source: Source, prefix: str, depth: int) -> dict[str, Tenso
     for number in range(depth):
         ours, theirs = f"transformer.layers.{number}", f"{prefix}.encoder.layers.{number}"
         names = (f"{theirs}.self_attn.q_proj", f"{theirs}.self_attn.k_proj")
-        state |= source.take_attention(
-            f"{ours}.attention", (*names, f"{theirs}.self_attn.v_proj")
-        )
+        state |= source.take_attention(f"{ours}.attention", (*names, f"{theirs}.self_attn.v_proj"))
         state |= source.take_pair(f"{ours}.attention.out", f"{theirs}.self_attn.out_proj")
         state |= source.take_pair(f"{ours}.attention_norm", f"{theirs}.layer_norm1")
         state |= source.take_pair(f"{ours}.mlp_in", f"{theirs}.mlp.fc1")
@@ -121,7 +119,9 @@ def two_tower_layers(source: Source, prefix: str, depth: int) -> dict[str, Tenso
     return state
 
 
-def two_tower_transformer(config: Mapping[str, Any], activation: str, eps: float) -> TransformerConfig:
+def two_tower_transformer(
+    config: Mapping[str, Any], activation: str, eps: float
+) -> TransformerConfig:
     """Size of one half of CLIP or SigLIP; the library's defaults stand where the file is silent."""
     return TransformerConfig(
         width=config["hidden_size"],

@@ -44,8 +44,8 @@ def load_vision_tower(directory: str | Path) -> VisionTower:
         )
     if config.get("use_swiglu_ffn", False) or not config.get("qkv_bias", True):
         raise WeightsError(
-            f"{directory} has a gated feed-forward part or attention without bias, which our layers "
-            "do not have",
+            f"{directory} has a gated feed-forward part or attention without bias, "
+            "which our layers do not have",
             hint="use a small, base or large DINOv2, or a standard ViT",
         )
     weights = without_prefix(read_weights(directory), f"{kind}.")
@@ -93,7 +93,8 @@ def _layer(source: Source, number: int, *, layer_scale: bool) -> dict[str, Tenso
     """One layer, by the names of transformers 5 or by those of the checkpoints before it."""
     ours = f"transformer.layers.{number}"
     names = (f"layers.{number}", f"encoder.layer.{number}")
-    theirs = next((n for n in names if source.has(f"{n}.{_first_norm(layer_scale)}.weight")), names[1])
+    norm = _first_norm(layer_scale)
+    theirs = next((name for name in names if source.has(f"{name}.{norm}.weight")), names[1])
     if source.has(f"{theirs}.attention.q_proj.weight"):
         query, key, value = (f"{theirs}.attention.{part}_proj" for part in "qkv")
         out = f"{theirs}.attention.o_proj"

@@ -59,13 +59,15 @@ def erf(x: Array) -> Array:
     series = t * (
         0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429)))
     )
-    return (np.sign(x) * (1.0 - series * np.exp(-x * x))).astype(np.float32)
+    result: Array = (np.sign(x) * (1.0 - series * np.exp(-x * x))).astype(np.float32)
+    return result
 
 
 def _normalise(x: Array, weight: Array, bias: Array, eps: float) -> Array:
     centred = x - x.mean(axis=-1, keepdims=True)
     variance = (centred * centred).mean(axis=-1, keepdims=True)
-    return (centred / np.sqrt(variance + eps) * weight + bias).astype(np.float32)
+    result: Array = (centred / np.sqrt(variance + eps) * weight + bias).astype(np.float32)
+    return result
 
 
 class LightTextEncoder:

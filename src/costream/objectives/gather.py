@@ -35,7 +35,7 @@ def gather_rows_with_gradient(rows: Tensor) -> Tensor:
         return rows
     from torch.distributed.nn.functional import all_gather
 
-    parts: tuple[Tensor, ...] = all_gather(rows.contiguous())  # type: ignore[no-untyped-call] # torch has no types here
+    parts: tuple[Tensor, ...] = all_gather(rows.contiguous())
     return torch.cat(parts)
 
 

@@ -171,11 +171,12 @@ def _describe(checkpoint: Path) -> dict[str, Any]:
         OSError: When it cannot be read.
         ValueError: When it is damaged.
     """
-    description = json.loads((checkpoint / _FACTS).read_text())
+    description: dict[str, Any] = json.loads((checkpoint / _FACTS).read_text())
     expected = {"format": int, "step": int, "sha256": str, "facts": dict}
-    if not isinstance(description, dict) or not all(
+    described = isinstance(description, dict) and all(
         isinstance(description.get(key), kind) for key, kind in expected.items()
-    ):
+    )
+    if not described or description.get("precision") not in (None, "float32", "bfloat16"):
         raise ValueError(f"{_FACTS} does not describe a checkpoint")
     return description
 
@@ -246,10 +247,15 @@ def read_checkpoint(checkpoint: Path, running: Running, facts: Mapping[str, Any]
 
 
 def _differing(now: Mapping[str, Any], was: Mapping[str, Any], prefix: str) -> list[str]:
-    """One phrase for each value of `now` that is another in `was`."""
+    """One phrase for each value of `now` that is another in `was`.
+
+    A checkpoint from before an option existed does not contradict it.
+    """
     phrases = []
     for key, value in now.items():
-        before = was.get(key)
+        if key not in was:
+            continue
+        before = was[key]
         if isinstance(value, Mapping) and isinstance(before, Mapping):
             phrases += _differing(value, before, f"{prefix}{key}.")
         elif json.loads(json.dumps(value)) != before:

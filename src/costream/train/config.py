@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 from costream.config import Range
 
@@ -12,8 +12,13 @@ Size = Annotated[int, Range(0)]
 Share = Annotated[float, Range(0, 1)]
 Factor = Annotated[float, Range(0)]
 
-WITHOUT_EFFECT: Final = frozenset({"checkpoint_every", "log_every", "threads", "cache_images"})
-"""Settings that change no weight: a run may be resumed with other values of them."""
+WITHOUT_EFFECT: Final = frozenset(
+    {"checkpoint_every", "log_every", "threads", "cache_images", "precision"}
+)
+"""Settings that change no weight: a run may be resumed with other values of them.
+
+`precision` does, but a checkpoint holds the one that was chosen, and a resumed run keeps it.
+"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,9 +43,12 @@ class TrainConfig:
         weight_decay: Of matrices; vectors (biases, norms) have none.
         clip: Largest norm of the gradient.
         average: Share of the old average that the averaged weights keep a step; 0 is off.
+        precision: Of matrix products: `auto` is bfloat16 where that is faster (measured).
         seed: Of everything random.
         image_px: Side of the training crops; the model's own size when 0.
         crop_area: Least share of the picture's area in a training crop.
+        mirror: Whether half of the pictures are mirrored. Captions that say left or right are then
+            wrong half of the time.
         colour: Strength of brightness, contrast and saturation changes, 0 is off.
         checkpoint_every: Steps between checkpoints.
         log_every: Steps between lines of the log.
@@ -65,9 +73,11 @@ class TrainConfig:
     weight_decay: Factor = 0.02
     clip: Annotated[float, Range(0, low_included=False)] = 1.0
     average: Annotated[float, Range(0, 1, high_included=False)] = 0.0
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     seed: Size = 0
     image_px: Size = 0
     crop_area: Annotated[float, Range(0, 1, low_included=False)] = 0.5
+    mirror: bool = True
     colour: Share = 0.0
     checkpoint_every: Count = 500
     log_every: Count = 10

@@ -93,7 +93,7 @@ def augment(
     Args:
         image: Any size.
         side_px: Side of the result.
-        config: For `crop_area` and `colour`.
+        config: For `crop_area`, `mirror` and `colour`.
         rng: All randomness; the same state gives the same pixels.
     """
     width, height = image.size
@@ -105,7 +105,7 @@ def augment(
     top = rng.uniform(0, height - crop_height) if crop_height < height else 0.0
     box = (left, top, min(left + crop_width, width), min(top + crop_height, height))
     cut = image.resize((side_px, side_px), Image.Resampling.BILINEAR, box=box, reducing_gap=2.0)
-    if rng.random() < 0.5:
+    if rng.random() < 0.5 and config.mirror:
         cut = cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if config.colour > 0:
         for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):

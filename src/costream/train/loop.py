@@ -43,6 +43,7 @@ from costream.train.optim import make_optimiser, rate_at
 
 Term = tuple[float, Objective]
 _NAMED = 8
+_DTYPES: Mapping[str, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16}
 
 
 class StepLoss(nn.Module):
@@ -196,7 +197,10 @@ def run(
     facts = {**facts, "config": _settings_with_effect(config)}
     log = TrainingLog(out, active=rank() == 0)
     loader = Loader(data, model, config, rank=rank(), processes=world_size())
-    first, dtype = _start_or_resume(out, running, facts, log, device, resume=resume)
+    dtype = _agreed_dtype(device, config)
+    first = 0
+    if resume:
+        first, dtype = _resume(out, running, facts, log, dtype, config)
     log.begin(
         first,
         f"steps {first} to {config.steps} on {device} in {_name_of(dtype)}, {world_size()} "
@@ -255,19 +259,15 @@ def _settings_with_effect(config: TrainConfig) -> dict[str, Any]:
     return {key: value for key, value in asdict(config).items() if key not in WITHOUT_EFFECT}
 
 
-def _start_or_resume(
+def _resume(
     out: Path,
     running: Running,
     facts: Mapping[str, Any],
     log: TrainingLog,
-    device: torch.device,
-    *,
-    resume: bool,
+    dtype: torch.dtype | None,
+    config: TrainConfig,
 ) -> tuple[int, torch.dtype | None]:
     """Steps done and the type to train in, everything else put back into `running`."""
-    measured = _agreed_dtype(device)
-    if not resume:
-        return 0, measured
     checkpoint, damaged = newest_checkpoint(out / "checkpoints")
     if rank() == 0:
         for sentence in damaged:
@@ -278,16 +278,22 @@ def _start_or_resume(
                 f"no checkpoint in {out} is intact: {'; '.join(damaged)}",
                 hint="restore one, or train into another directory",
             )
-        return 0, measured
+        return 0, dtype
     restored = read_checkpoint(checkpoint, running, facts)
-    if restored.precision is None:
-        return restored.step, measured
     # Measured anew, the choice could fall the other way, and the run would not go on as it was.
-    return restored.step, torch.bfloat16 if restored.precision == "bfloat16" else None
+    was = restored.precision or _name_of(dtype)
+    if config.precision not in ("auto", was):
+        raise WeightsError(
+            f"{checkpoint} is of a run in {was}, precision is {config.precision} now",
+            hint=f"resume with precision=auto or precision={was}",
+        )
+    return restored.step, _DTYPES[was]
 
 
-def _agreed_dtype(device: torch.device) -> torch.dtype | None:
-    """The faster type as the first process measured it."""
+def _agreed_dtype(device: torch.device, config: TrainConfig) -> torch.dtype | None:
+    """The type that is asked for, or the faster one as the first process measured it."""
+    if config.precision != "auto":
+        return _DTYPES[config.precision]
     dtype = autocast_dtype(device)
     if world_size() == 1:
         return dtype

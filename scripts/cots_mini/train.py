@@ -45,7 +45,7 @@ SELECTED_ON = "flickr8k"
 TEACHER_PX = 240
 
 LOOP = TrainConfig(
-    steps=2000,
+    steps=1000,
     batch_size=100,
     captions=2,
     max_tokens=28,
@@ -60,19 +60,20 @@ LOOP = TrainConfig(
     image_px=192,
     crop_area=0.35,
     cache_images=True,
-    checkpoint_every=200,
+    checkpoint_every=150,
 )
 METHOD = cots.Config(
     contrast=0.5,
     online=1.0,
     mvm=0.1,
-    mlm=0.1,
+    mlm=0.0,
     kl=0.5,
     temperature=0.05,
     momentum=0.98,
     queue_size=2000,
     in_batch="momentum",
     filter_k=3.0,
+    visual_tokenizer="kmeans",
     visual_codes=256,
 )
 NAMES_WEIGHT = 0.3

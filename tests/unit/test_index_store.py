@@ -271,6 +271,27 @@ def test_the_file_of_another_index_is_not_used(with_file: Path, tmp_path: Path) 
     assert ranked(with_file) == want
 
 
+@pytest.mark.parametrize("many", [0, 20])
+def test_rows_with_each_others_keys_give_the_right_answer_or_an_error(
+    with_file: Path, monkeypatch: pytest.MonkeyPatch, many: int
+) -> None:
+    """Ids are looked up by key for few results, and taken in order for many."""
+    want = ranked(with_file)
+    best, second = (name.encode() for name in want[0][:2])
+    connection = sqlite3.connect(with_file / "index.sqlite")
+    keys = dict(connection.execute("SELECT id, key FROM items WHERE id IN (?, ?)", (best, second)))
+    for key, item_id in ((-1, best), (keys[best], second), (keys[second], best)):
+        connection.execute("UPDATE items SET key = ? WHERE id = ?", (key, item_id))
+    connection.commit()
+    connection.close()
+    monkeypatch.setattr(store, "_MANY", many)
+    if many:
+        assert ranked(with_file) == want
+    else:
+        with pytest.raises(DataError, match=r"the vector of item .* is not what was written"):
+            ranked(with_file)
+
+
 def test_abandoned_drafts_are_removed_and_fresh_ones_left(with_file: Path) -> None:
     for name, age_s in (("1-a", 3600), ("2-b", 1)):
         draft = with_file / f"{codes.FILE_NAME}.{name}.new"

@@ -15,7 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from costream.encoders.blocks import Encoded, LayerHook, Transformer, TransformerConfig
+from costream.encoders.blocks import (
+    Encoded,
+    LayerHook,
+    Transformer,
+    TransformerConfig,
+    activate,
+)
 from costream.encoders.efficientnet import EfficientNetConfig, EfficientNetLite
 
 
@@ -57,6 +63,7 @@ class AttentionPool(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
+        self.activation = config.activation
         self.probe = nn.Parameter(torch.randn(1, 1, config.width) * 0.02)
         self.attention = nn.MultiheadAttention(config.width, config.heads, batch_first=True)
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
@@ -67,7 +74,7 @@ class AttentionPool(nn.Module):
         """(B, T, D) to (B, D)."""
         probe = self.probe.expand(tokens.shape[0], -1, -1)
         mixed, _ = self.attention(probe, tokens, tokens, need_weights=False)
-        inner = functional.gelu(self.mlp_in(self.norm(mixed)), approximate="tanh")
+        inner = activate(self.mlp_in(self.norm(mixed)), self.activation)
         pooled: Tensor = (mixed + self.mlp_out(inner))[:, 0]
         return pooled
 

@@ -29,7 +29,8 @@ def main() -> None:
         options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
         window = f"--window-size={WIDTH_PX},{HEIGHT_PX}"
         page = Path(folder, "results.html").as_uri()
-        subprocess.run([browser, *options, window, f"--screenshot={shot}", page], check=True)
+        command = [browser, *options, window, f"--screenshot={shot}", page]
+        subprocess.run(command, check=True, stderr=subprocess.DEVNULL)  # it complains about D-Bus
         with Image.open(shot) as opened:
             picture = opened.convert("RGB")
     ground = Image.new("RGB", picture.size, picture.getpixel((0, 0)))

@@ -16,11 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from costream.data import DataSet as DataSet
-    from costream.data import Failure as Failure
     from costream.data import open_image as open_image
     from costream.data import read_data as read_data
     from costream.encoders.dual import DualEncoder as DualEncoder
-    from costream.encoders.light import load_text_encoder as load_text_encoder
     from costream.encoders.storage import load as load
     from costream.encoders.storage import save_model as save_model
     from costream.errors import ConfigError as ConfigError
@@ -31,6 +29,8 @@ if TYPE_CHECKING:
     from costream.errors import SpaceMismatch as SpaceMismatch
     from costream.errors import WeightsError as WeightsError
     from costream.evaluate import evaluate as evaluate
+    from costream.evaluate import evaluate_vectors as evaluate_vectors
+    from costream.evaluate import rank_of_truth as rank_of_truth
     from costream.index import Index as Index
     from costream.index import Item as Item
     from costream.index import update_index as update_index
@@ -52,7 +52,6 @@ _HOMES = {
     "DataError": "errors",
     "DataSet": "data",
     "DualEncoder": "encoders.dual",
-    "Failure": "data",
     "Features": "records",
     "Index": "index",
     "Item": "index",
@@ -66,9 +65,10 @@ _HOMES = {
     "SpaceMismatch": "errors",
     "WeightsError": "errors",
     "evaluate": "evaluate",
+    "evaluate_vectors": "evaluate",
     "load": "encoders.storage",
-    "load_text_encoder": "encoders.light",
     "open_image": "data",
+    "rank_of_truth": "evaluate",
     "read_data": "data",
     "save_model": "encoders.storage",
     "train": "train",

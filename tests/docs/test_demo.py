@@ -68,9 +68,9 @@ def search(words: str, folder: Path, *more: str) -> list[str]:
         ("a dog", {"german_shepherd", "husky", "black_dog_in_woods", "drawing_dog"}),
         ("a red car", {"red_car", "race_car"}),
         ("people on the beach", {"people_on_beach"}),
-        ("horses", {"horses", "brown_horse"}),
+        ("a bird flying", {"heron_flying", "hawk_flying"}),
         ("fruit", {"citrus_slices", "orange", "avocado", "drawing_fruit_basket", "drawing_lemon"}),
-        ("a castle", {"castle_in_park", "neuschwanstein_castle", "chambord_castle"}),
+        ("people playing music on a stage", {"orchestra", "musicians_on_stage"}),
     ],
 )
 def test_plain_words_find_what_they_say_among_the_first_ten(

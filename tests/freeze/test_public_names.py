@@ -14,6 +14,7 @@ PUBLIC = [
     "DualEncoder",
     "Features",
     "Index",
+    "Item",
     "NotFittedError",
     "NumericalError",
     "Qrels",
@@ -29,7 +30,9 @@ PUBLIC = [
     "open_image",
     "rank_of_truth",
     "read_data",
+    "save_model",
     "train",
+    "update_index",
 ]
 
 

@@ -269,7 +269,7 @@ def test_with_momentum_0_and_no_queue_it_is_twice_clip_in_value() -> None:
     batch = planted_batch(range(6))
     total = objective.loss(model, batch, model.features(batch), state).total
     expected = 2 * clip_loss(model.image, model.text, 0.5)
-    assert float(total) == pytest.approx(float(expected), abs=1e-6)
+    assert total.item() == pytest.approx(expected.item(), abs=1e-6)
     (mine,) = torch.autograd.grad(total, model.image)
     (clip,) = torch.autograd.grad(expected, model.image)
     assert not torch.allclose(mine, clip, atol=1e-3)
@@ -281,7 +281,7 @@ def test_online_contrast_is_twice_clip_in_value_and_gradient() -> None:
     batch = planted_batch(range(6))
     total = objective.loss(model, batch, model.features(batch), state).total
     expected = 2 * clip_loss(model.image, model.text, 0.5)
-    assert float(total) == pytest.approx(float(expected), abs=1e-6)
+    assert total.item() == pytest.approx(expected.item(), abs=1e-6)
     for weight in (model.image, model.text):
         (mine,) = torch.autograd.grad(total, weight, retain_graph=True)
         (clip,) = torch.autograd.grad(expected, weight, retain_graph=True)

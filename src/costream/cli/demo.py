@@ -15,7 +15,7 @@ from costream.cli.output import note, note_failures, say, say_json, shown_path
 from costream.cli.search import results_to_json, say_results, search_index
 
 GALLERY = Path(__file__).parent.parent / "assets" / "gallery"
-QUERIES = ("a bird with colourful feathers", "an old castle", "fruit to eat")
+QUERIES = ("a bird flying", "people playing music on a stage", "a red car")
 
 
 def run(
@@ -54,5 +54,9 @@ def run(
 
 
 def _index_name(folder: Path) -> str:
-    """One index a folder, so that results never mix with those of an earlier demo."""
-    return f"index-{hashlib.sha256(os.fsencode(folder.absolute())).hexdigest()[:8]}"
+    """One index a folder and model: results never mix, and a new default model starts anew."""
+    from costream.cli.index import DEFAULT_MODEL
+    from costream.encoders.locate import locate_model, read_description
+
+    model = read_description(locate_model(DEFAULT_MODEL))["weights_hash"]
+    return f"index-{hashlib.sha256(os.fsencode(folder.absolute())).hexdigest()[:8]}-{model[:8]}"

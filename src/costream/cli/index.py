@@ -85,7 +85,15 @@ def index_pictures(
         if index.space is None or index.space == model.space:
             remember_model(directory, name)
         with progress_bar("Indexing") as advance:
-            report = update_index(index, model, paths, prune=prune, progress=advance)
+            report = update_index(
+                index,
+                model,
+                paths,
+                prune=prune,
+                # As `encode_images` decodes, so that an indexed file has the vector it gives.
+                smallest_side=2 * model.config.image_preprocess.size_px,
+                progress=advance,
+            )
         return report, len(index)
 
 
@@ -106,10 +114,11 @@ def _check_paths(paths: list[Path], directory: Path, *, prune: bool) -> None:
 
 def _model_of(directory: Path) -> str | None:
     from costream.index import Index
+    from costream.index.database import FILE_NAME
 
-    if not directory.exists():
+    if not (directory / FILE_NAME).exists():
         return None
-    with Index.open(directory, create=True) as index:
+    with Index.open(directory) as index:
         return recall_model(directory, index.space)
 
 

@@ -55,7 +55,7 @@ def run(
 
 def _index_name(folder: Path) -> str:
     """One index a folder and model: results never mix, and a new default model starts anew."""
-    from costream.cli.index import DEFAULT_MODEL
+    from costream.cli.options import DEFAULT_MODEL
     from costream.encoders.locate import locate_model, read_description
 
     model = read_description(locate_model(DEFAULT_MODEL))["weights_hash"]

@@ -583,7 +583,10 @@ def parts(config: Config, base: Base) -> Parts:
     """
     tokenizer = _visual_tokenizer(config, base) if config.mvm > 0 else None
     words = words_of(base.model) if config.mlm > 0 else None
-    objective = CotsObjective(config, base.model, tokenizer=tokenizer, words=words)
+    # The heads start the same whatever was drawn before, in every process.
+    with torch.random.fork_rng():
+        torch.manual_seed(base.seed)
+        objective = CotsObjective(config, base.model, tokenizer=tokenizer, words=words)
     return Parts(objective=((1.0, objective),))
 
 

@@ -2,209 +2,188 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Final
 
+import torch
 from torch import Tensor
 
+from costream.encoders.blocks import TransformerConfig
 from costream.encoders.dual import DualConfig, DualEncoder
-from costream.encoders.preprocess import ImagePreprocess, TextPreprocess, load_tokenizer
-from costream.encoders.pretrained.source import Source, fill, read_json, read_weights
-from costream.encoders.pretrained.text import two_tower_text_state, two_tower_transformer
-from costream.encoders.pretrained.vision import clip_vision_state, siglip_vision_state
+from costream.encoders.preprocess import ImagePreprocess
+from costream.encoders.pretrained.checkpoint import Checkpoint, open_checkpoint
+from costream.encoders.pretrained.layers import transformer_settings, under
+from costream.encoders.pretrained.preprocessing import read_image_preprocess, read_tokenizer
+from costream.encoders.pretrained.settings import Settings, read_settings
+from costream.encoders.pretrained.text import two_tower_text_state
+from costream.encoders.pretrained.vision import two_tower_vision_state
 from costream.encoders.text import TextConfig
 from costream.encoders.vision import VisionConfig
 from costream.errors import WeightsError
 
-# transformers' own defaults, which a config.json leaves out where they apply.
-_CLIP_TEXT = {
-    "vocab_size": 49408,
-    "hidden_size": 512,
-    "intermediate_size": 2048,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 8,
-    "max_position_embeddings": 77,
-    "eos_token_id": 49407,
-}
-_CLIP_VISION = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "image_size": 224,
-    "patch_size": 32,
-}
-_SIGLIP_TEXT = {
-    "vocab_size": 32000,
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "max_position_embeddings": 64,
-    "pad_token_id": 1,
-}
-_SIGLIP_VISION = {**_CLIP_VISION, "patch_size": 16}
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+# The publishing library's own defaults, which a config.json leaves out where they apply.
+_CLIP_TEXT: Final = TransformerConfig(width=512, depth=12, heads=8, mlp_width=2048, norm_eps=1e-5)
+_CLIP_VISION: Final = TransformerConfig(
+    width=768, depth=12, heads=12, mlp_width=3072, norm_eps=1e-5
+)
+_SIGLIP: Final = TransformerConfig(width=768, depth=12, heads=12, mlp_width=3072, norm_eps=1e-6)
+# What the published configurations said before the id of end-of-text was written right.
+_WRONG_EOT: Final = 2
+# Scale and shift of the training loss, which change no ranking, and 0, 1, 2, ...
+_MEANINGLESS: Final = (
+    "logit_scale",
+    "logit_bias",
+    "text_model.embeddings.position_ids",
+    "vision_model.embeddings.position_ids",
+)
 
 
 def load_pretrained(directory: str | Path) -> DualEncoder:
-    """A two-stream model from a Hugging Face directory of CLIP or SigLIP.
+    """A two-stream model from a Hugging Face directory: CLIP, or SigLIP of one picture size.
 
     Args:
-        directory: With `config.json`, `model.safetensors`, `tokenizer.json` and
-            `preprocessor_config.json`.
+        directory: With `config.json`, `model.safetensors` (or shards and their index),
+            `tokenizer.json` and `preprocessor_config.json`.
+
+    Returns:
+        The model in evaluation mode, on the CPU, float32.
 
     Raises:
-        WeightsError: When it is of another family, or a file is absent or damaged.
+        WeightsError: When it is of another family, or a file is absent, damaged, pickled, or does
+            not fit the others.
     """
     directory = Path(directory)
-    config = read_json(directory / "config.json")
-    kind = config.get("model_type")
-    if kind not in ("clip", "siglip"):
-        raise WeightsError(
-            f"{directory} is of type {kind!r}, expected 'clip' or 'siglip', whose towers "
-            "share a space",
-            hint="give a directory with both towers, or one that costream train wrote",
-        )
-    source = Source(read_weights(directory), directory, meaningless=(r"logit_scale", r"logit_bias"))
-    form = _clip_form if kind == "clip" else _siglip_form
-    model = DualEncoder(form(directory, config), load_tokenizer(directory / "tokenizer.json"))
-    state = _clip_state(source, model) if kind == "clip" else _siglip_state(source, model)
-    source.finish()
-    fill(model, state, directory)
+    settings = read_settings(directory / "config.json")
+    kind = settings.require_type(
+        "clip",
+        "siglip",
+        hint="give a directory whose two towers share a space, or one that costream train wrote",
+    )
+    read = _clip if kind == "clip" else _siglip
+    config, tokenizer = read(directory, settings)
+    with open_checkpoint(directory) as checkpoint:
+        state = _state(checkpoint, config)
+        checkpoint.finish(ignored=_MEANINGLESS)
+    # Fresh weights are drawn and thrown away; the caller's random numbers must not move.
+    with torch.random.fork_rng(devices=[]):
+        model = DualEncoder(config, tokenizer)
+    model.load_state_dict(state)
     return model.eval()
 
 
-def _under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {f"{prefix}.{name}": value for name, value in state.items()}
-
-
-def _clip_state(source: Source, model: DualEncoder) -> dict[str, Tensor]:
-    text_depth = model.config.text.transformer.depth
-    vision_depth = model.config.vision.transformer.depth
-    return {
-        **_under("text", two_tower_text_state(source, text_depth)),
-        **_under("vision", clip_vision_state(source, vision_depth)),
-        "text_projection.weight": source.take("text_projection.weight"),
-        "image_projection.weight": source.take("visual_projection.weight"),
+def _state(checkpoint: Checkpoint, config: DualConfig) -> dict[str, Tensor]:
+    dim, text_width = config.dim, config.text.transformer.width
+    state = under("text", two_tower_text_state(checkpoint, config.text))
+    state |= under("vision", two_tower_vision_state(checkpoint, config.vision))
+    if config.projection == "text":
+        return state | under(
+            "text_projection", checkpoint.linear("text_model.head", dim, text_width)
+        )
+    vision_width = config.vision.transformer.width
+    return state | {
+        "text_projection.weight": checkpoint.take("text_projection.weight", dim, text_width),
+        "image_projection.weight": checkpoint.take("visual_projection.weight", dim, vision_width),
     }
 
 
-def _siglip_state(source: Source, model: DualEncoder) -> dict[str, Tensor]:
-    text_depth = model.config.text.transformer.depth
-    vision_depth = model.config.vision.transformer.depth
-    return {
-        **_under("text", two_tower_text_state(source, text_depth)),
-        **_under("vision", siglip_vision_state(source, vision_depth)),
-        **source.take_pair("text_projection", "text_model.head"),
-    }
-
-
-def _clip_form(directory: Path, config: Mapping[str, Any]) -> DualConfig:
-    text = {**_CLIP_TEXT, **config.get("text_config", {})}
-    vision = {**_CLIP_VISION, **config.get("vision_config", {})}
-    # Checkpoints from before the id was written right say 2; their end-of-text is the last id.
-    eot_id = text["vocab_size"] - 1 if text["eos_token_id"] == 2 else text["eos_token_id"]
-    return DualConfig(
-        name=_name(directory, config),
-        dim=config.get("projection_dim", 512),
+def _clip(directory: Path, settings: Settings) -> tuple[DualConfig, Tokenizer]:
+    text, vision = (settings.inner(f"{each}_config") for each in ("text", "vision"))
+    # Older files have a second, stronger copy.
+    text = settings.inner("text_config_dict").over(text)
+    vision = settings.inner("vision_config_dict").over(vision)
+    vocab_size = text.integer("vocab_size", 49_408)
+    stated = text.token_id("eos_token_id")
+    eot_id = 49_407 if stated is None else stated
+    if eot_id == _WRONG_EOT:
+        eot_id = vocab_size - 1
+    context = text.integer("max_position_embeddings", 77)
+    tokenizer, preprocess = read_tokenizer(
+        directory, context=context, pads_to_max=False, pad_id=eot_id
+    )
+    if eot_id not in tokenizer.encode("a").ids:
+        raise text.problem(
+            "eos_token_id", f"the token that tokenizer.json closes {tokenizer.encode('a').ids} with"
+        )
+    config = DualConfig(
+        name=_name(directory, settings),
+        dim=settings.integer("projection_dim", 512),
         vision=VisionConfig(
-            image_px=vision["image_size"],
-            patch_px=vision["patch_size"],
-            transformer=two_tower_transformer(vision, "quick_gelu", 1e-5),
+            image_px=vision.square("image_size", 224),
+            patch_px=vision.square("patch_size", 32),
+            transformer=transformer_settings(vision, _CLIP_VISION, "quick_gelu"),
             patch_bias=False,
             pre_norm=True,
             final_norm="pooled",
         ),
         text=TextConfig(
-            vocab_size=text["vocab_size"],
-            context=text["max_position_embeddings"],
-            transformer=two_tower_transformer(text, "quick_gelu", 1e-5),
+            vocab_size=vocab_size,
+            context=context,
+            transformer=transformer_settings(text, _CLIP_TEXT, "quick_gelu"),
             causal=True,
             final_norm=True,
             pooling="eot",
             eot_id=eot_id,
         ),
-        image_preprocess=_image_preprocess(directory, vision["image_size"]),
-        text_preprocess=TextPreprocess(max_tokens=text["max_position_embeddings"], pad_id=eot_id),
+        image_preprocess=_fitting_pictures(directory, vision.square("image_size", 224)),
+        text_preprocess=preprocess,
     )
+    return config, tokenizer
 
 
-def _siglip_form(directory: Path, config: Mapping[str, Any]) -> DualConfig:
-    text = {**_SIGLIP_TEXT, **config.get("text_config", {})}
-    vision = {**_SIGLIP_VISION, **config.get("vision_config", {})}
-    dim = text.get("projection_size") or text["hidden_size"]
-    if dim != vision["hidden_size"]:
-        raise WeightsError(
-            f"{directory}: text vectors have {dim} dimensions, pictures' {vision['hidden_size']}"
-        )
-    return DualConfig(
-        name=_name(directory, config),
+def _siglip(directory: Path, settings: Settings) -> tuple[DualConfig, Tokenizer]:
+    text, vision = (settings.inner(f"{each}_config") for each in ("text", "vision"))
+    vision.require("vision_use_head", True, True)
+    context = text.integer("max_position_embeddings", 64)
+    stated = text.token_id("pad_token_id")
+    tokenizer, preprocess = read_tokenizer(
+        directory, context=context, pads_to_max=True, pad_id=1 if stated is None else stated
+    )
+    pictures = transformer_settings(vision, _SIGLIP, "gelu_pytorch_tanh")
+    texts = transformer_settings(text, _SIGLIP, "gelu_pytorch_tanh")
+    dim = text.integer("projection_size", texts.width)
+    if dim != pictures.width:
+        raise text.problem("projection_size", f"{pictures.width}, as pictures have")
+    config = DualConfig(
+        name=_name(directory, settings),
         dim=dim,
         vision=VisionConfig(
-            image_px=vision["image_size"],
-            patch_px=vision["patch_size"],
-            transformer=two_tower_transformer(vision, "gelu_pytorch_tanh", 1e-6),
+            image_px=vision.square("image_size", 224),
+            patch_px=vision.square("patch_size", 16),
+            transformer=pictures,
             class_token=False,
             pooling="attention",
         ),
         text=TextConfig(
-            vocab_size=text["vocab_size"],
-            context=text["max_position_embeddings"],
-            transformer=two_tower_transformer(text, "gelu_pytorch_tanh", 1e-6),
+            vocab_size=text.integer("vocab_size", 32_000),
+            context=context,
+            transformer=texts,
             final_norm=True,
             pooling="last",
         ),
-        image_preprocess=_image_preprocess(directory, vision["image_size"]),
-        text_preprocess=TextPreprocess(
-            max_tokens=text["max_position_embeddings"],
-            pad_id=text["pad_token_id"],
-            pad_to_max=True,
-        ),
+        image_preprocess=_fitting_pictures(directory, vision.square("image_size", 224)),
+        text_preprocess=preprocess,
         projection="text",
         projection_bias=True,
     )
+    return config, tokenizer
 
 
-def _name(directory: Path, config: Mapping[str, Any]) -> str:
+def _fitting_pictures(directory: Path, image_px: int) -> ImagePreprocess:
+    preprocess = read_image_preprocess(directory)
+    if preprocess.size_px != image_px:
+        raise WeightsError(
+            f"{directory} makes pictures of {preprocess.size_px} pixels for a tower of {image_px}",
+            hint="the files are of two models; copy all of them from one",
+        )
+    return preprocess
+
+
+def _name(directory: Path, settings: Settings) -> str:
     # A hub snapshot lies in .../models--owner--name/snapshots/<hash>.
     for part in reversed(directory.parts):
         if part.startswith("models--"):
             return part.removeprefix("models--").replace("--", "/")
-    return str(config.get("_name_or_path") or directory.name)
-
-
-def _image_preprocess(directory: Path, image_px: int) -> ImagePreprocess:
-    settings = read_json(directory / "preprocessor_config.json")
-    if not settings:
-        raise WeightsError(
-            f"{directory} has no preprocessor_config.json",
-            hint="copy it too: with other preprocessing the vectors mean something else",
-        )
-    size = settings.get("size", image_px)
-    crops = settings.get("do_center_crop", False)
-    side = image_px
-    share = 1.0
-    if crops:
-        crop = settings.get("crop_size", image_px)
-        side = crop["height"] if isinstance(crop, dict) else crop
-        short = size.get("shortest_edge", side) if isinstance(size, dict) else size
-        share = side / short
-    resample = {2: "bilinear", 3: "bicubic"}.get(settings.get("resample", 3))
-    if resample is None or not 0 < share <= 1:
-        raise WeightsError(
-            f"{directory / 'preprocessor_config.json'} asks for resample "
-            f"{settings.get('resample')} and a crop of {share:.2f}, "
-            "expected 2 or 3 and a share of at most 1"
-        )
-    normalises = settings.get("do_normalize", True)
-    mean = settings.get("image_mean", [0.5] * 3) if normalises else [0.0] * 3
-    std = settings.get("image_std", [0.5] * 3) if normalises else [1.0] * 3
-    return ImagePreprocess(
-        size_px=side,
-        fit="crop" if crops else "squash",
-        crop_share=share,
-        resample=cast(Literal["bilinear", "bicubic"], resample),
-        mean=(float(mean[0]), float(mean[1]), float(mean[2])),
-        std=(float(std[0]), float(std[1]), float(std[2])),
-    )
+    return settings.text("_name_or_path", "") or directory.resolve().name

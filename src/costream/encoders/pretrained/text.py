@@ -1,143 +1,139 @@
-"""BERT and MiniLM text towers, and the text halves of CLIP and SigLIP."""
+"""BERT and MiniLM text towers, and the text halves of CLIP and SigLIP.
+
+Shape letters: D width.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Final, Literal
 
 from torch import Tensor
 
 from costream.encoders.blocks import TransformerConfig
-from costream.encoders.pretrained.source import (
-    Source,
-    activation_of,
-    fill,
-    read_json,
-    read_weights,
-    without_prefix,
+from costream.encoders.pretrained.checkpoint import Checkpoint, open_checkpoint
+from costream.encoders.pretrained.layers import (
+    CLIP_LAYER,
+    LayerNames,
+    take_layers,
+    transformer_settings,
+    under,
 )
+from costream.encoders.pretrained.settings import Settings, read_optional, read_settings
 from costream.encoders.text import TextConfig, TextTower
 from costream.errors import WeightsError
 
+Pooling = Literal["mean", "first", "first_dense"]
 
-def load_text_tower(
-    directory: str | Path, *, pooling: Literal["mean", "first", "first_dense"] | None = None
-) -> TextTower:
+_BERT: Final = TransformerConfig(
+    width=768, depth=12, heads=12, mlp_width=3072, norm="post", norm_eps=1e-12
+)
+_BERT_LAYER: Final = LayerNames(
+    query="attention.self.query",
+    key="attention.self.key",
+    value="attention.self.value",
+    out="attention.output.dense",
+    attention_norm="attention.output.LayerNorm",
+    mlp_in="intermediate.dense",
+    mlp_out="output.dense",
+    mlp_norm="output.LayerNorm",
+)
+# Heads of pre-training and classification; the pooler is taken where it is asked for; the ids of
+# the positions are 0, 1, 2, ...
+_MEANINGLESS: Final = ("cls.", "classifier.", "pooler.", "embeddings.position_ids")
+
+
+def load_text_tower(directory: str | Path, *, pooling: Pooling | None = None) -> TextTower:
     """A text tower from a Hugging Face directory of the BERT family.
 
     Args:
         directory: With `config.json` and `model.safetensors`.
-        pooling: How a text's vector is made of its tokens'; when None, `mean` where a
-            sentence-transformers directory says so, else BERT's own pooler where its weights are
-            there, else the first token.
+        pooling: How a text's vector is made of its tokens'. When None, as a sentence encoder's
+            `1_Pooling/config.json` says, else BERT's own pooler where its weights are there, else
+            the first token.
+
+    Returns:
+        The tower in evaluation mode, on the CPU, float32.
 
     Raises:
-        WeightsError: When it is of another family, or damaged.
+        WeightsError: When it is of another family, or a file is absent, damaged, or pickled.
     """
     directory = Path(directory)
-    config = read_json(directory / "config.json")
-    if config.get("model_type") != "bert":
-        raise WeightsError(
-            f"{directory} is of type {config.get('model_type')!r}, expected 'bert'",
-            hint="text towers alone are read from BERT and MiniLM directories",
-        )
-    weights = without_prefix(read_weights(directory), "bert.")
-    source = Source(weights, directory, meaningless=(r"cls\..*", r"pooler\..*", r"classifier\..*"))
-    has_pooler = source.has("pooler.dense.weight")
-    if pooling is None:
-        says_mean = read_json(directory / "1_Pooling" / "config.json").get(
-            "pooling_mode_mean_tokens", False
-        )
-        pooling = "mean" if says_mean else "first_dense" if has_pooler else "first"
-    form = _bert_form(config, pooling)
-    state = _bert_state(source, form)
-    if pooling == "first_dense":
-        state |= source.take_pair("pooler", "pooler.dense")
-    source.finish()
+    config = read_settings(directory / "config.json")
+    config.require_type("bert", hint="text towers alone are read from BERT and MiniLM directories")
+    config.require("position_embedding_type", "absolute", "absolute")
+    config.require("is_decoder", False, False)
+    with open_checkpoint(directory, prefix="bert.") as checkpoint:
+        if pooling is None:
+            dense = "pooler.dense.weight" in checkpoint
+            pooling = _stated_pooling(directory) or ("first_dense" if dense else "first")
+        form = _bert_form(config, pooling)
+        state = _bert_state(checkpoint, form, config.integer("type_vocab_size", 2))
+        checkpoint.finish(ignored=_MEANINGLESS)
     tower = TextTower(form)
-    fill(tower, state, directory)
+    tower.load_state_dict(state)
     return tower.eval()
 
 
-def _bert_form(config: Mapping[str, Any], pooling: Any) -> TextConfig:
-    if config.get("position_embedding_type", "absolute") != "absolute":
+def _stated_pooling(directory: Path) -> Pooling | None:
+    """What a sentence encoder's files say about pooling; None when they say nothing."""
+    settings = read_optional(directory / "1_Pooling" / "config.json")
+    modes = {key for key in settings.keys() if key.startswith("pooling_mode_")}
+    on = {key for key in modes if settings.flag(key)}
+    if not modes:
+        return None
+    known: dict[str, Pooling] = {
+        "pooling_mode_mean_tokens": "mean",
+        "pooling_mode_cls_token": "first",
+    }
+    if len(on) != 1 or not on <= set(known):
         raise WeightsError(
-            f"config.json asks for {config['position_embedding_type']!r} positions, "
-            "expected 'absolute'"
+            f"{settings.path} pools by {sorted(on)}, expected one of {sorted(known)}",
+            hint="pass pooling= to choose another way",
         )
+    return known[on.pop()]
+
+
+def _bert_form(config: Settings, pooling: Pooling) -> TextConfig:
     return TextConfig(
-        vocab_size=config["vocab_size"],
-        context=config["max_position_embeddings"],
-        transformer=TransformerConfig(
-            width=config["hidden_size"],
-            depth=config["num_hidden_layers"],
-            heads=config["num_attention_heads"],
-            mlp_width=config["intermediate_size"],
-            norm="post",
-            activation=activation_of(config, "gelu"),
-            norm_eps=config.get("layer_norm_eps", 1e-12),
-            dropout=config.get("hidden_dropout_prob", 0.1),
+        vocab_size=config.integer("vocab_size", 30_522),
+        context=config.integer("max_position_embeddings", 512),
+        transformer=dataclasses.replace(
+            transformer_settings(config, _BERT, "gelu"),
+            dropout=config.number("hidden_dropout_prob", 0.1),
         ),
         embedding_norm=True,
         pooling=pooling,
     )
 
 
-def _bert_state(source: Source, form: TextConfig) -> dict[str, Tensor]:
-    # A single text is always of type 0, so its embedding can be added to the positions once.
-    kind = source.take("embeddings.token_type_embeddings.weight")
-    state = {
-        "token_embedding.weight": source.take("embeddings.word_embeddings.weight"),
-        "position_embedding": source.take("embeddings.position_embeddings.weight") + kind[0],
-        **source.take_pair("embedding_norm", "embeddings.LayerNorm"),
-    }
-    for number in range(form.transformer.depth):
-        ours, theirs = f"transformer.layers.{number}", f"encoder.layer.{number}"
-        names = tuple(f"{theirs}.attention.self.{part}" for part in ("query", "key", "value"))
-        state |= source.take_attention(f"{ours}.attention", names)  # type: ignore[arg-type] # three
-        state |= source.take_pair(f"{ours}.attention.out", f"{theirs}.attention.output.dense")
-        state |= source.take_pair(f"{ours}.attention_norm", f"{theirs}.attention.output.LayerNorm")
-        state |= source.take_pair(f"{ours}.mlp_in", f"{theirs}.intermediate.dense")
-        state |= source.take_pair(f"{ours}.mlp_out", f"{theirs}.output.dense")
-        state |= source.take_pair(f"{ours}.mlp_norm", f"{theirs}.output.LayerNorm")
+def _bert_state(checkpoint: Checkpoint, form: TextConfig, num_types: int) -> dict[str, Tensor]:
+    width = form.transformer.width
+    start = "embeddings"
+    types = checkpoint.take(f"{start}.token_type_embeddings.weight", num_types, width)
+    positions = checkpoint.take(f"{start}.position_embeddings.weight", form.context, width)
+    words = checkpoint.take(f"{start}.word_embeddings.weight", form.vocab_size, width)
+    if types.numel() and positions.numel():
+        # A single text is always of type 0, so its embedding can be added to the positions once.
+        positions = positions + types[0]
+    state = {"token_embedding.weight": words, "position_embedding": positions}
+    state |= under("embedding_norm", checkpoint.norm(f"{start}.LayerNorm", width))
+    state |= take_layers(checkpoint, "encoder.layer", _BERT_LAYER, form.transformer)
+    if form.pooling == "first_dense":
+        state |= under("pooler", checkpoint.linear("pooler.dense", width, width))
     return state
 
 
-def two_tower_layers(source: Source, prefix: str, depth: int) -> dict[str, Tensor]:
-    """Layers as CLIP and SigLIP name them, in both of their halves."""
-    state: dict[str, Tensor] = {}
-    for number in range(depth):
-        ours, theirs = f"transformer.layers.{number}", f"{prefix}.encoder.layers.{number}"
-        names = (f"{theirs}.self_attn.q_proj", f"{theirs}.self_attn.k_proj")
-        state |= source.take_attention(f"{ours}.attention", (*names, f"{theirs}.self_attn.v_proj"))
-        state |= source.take_pair(f"{ours}.attention.out", f"{theirs}.self_attn.out_proj")
-        state |= source.take_pair(f"{ours}.attention_norm", f"{theirs}.layer_norm1")
-        state |= source.take_pair(f"{ours}.mlp_in", f"{theirs}.mlp.fc1")
-        state |= source.take_pair(f"{ours}.mlp_out", f"{theirs}.mlp.fc2")
-        state |= source.take_pair(f"{ours}.mlp_norm", f"{theirs}.layer_norm2")
-    return state
-
-
-def two_tower_transformer(
-    config: Mapping[str, Any], activation: str, eps: float
-) -> TransformerConfig:
-    """Size of one half of CLIP or SigLIP; the library's defaults stand where the file is silent."""
-    return TransformerConfig(
-        width=config["hidden_size"],
-        depth=config["num_hidden_layers"],
-        heads=config["num_attention_heads"],
-        mlp_width=config["intermediate_size"],
-        activation=activation_of(config, activation),
-        norm_eps=config.get("layer_norm_eps", eps),
-    )
-
-
-def two_tower_text_state(source: Source, depth: int) -> dict[str, Tensor]:
+def two_tower_text_state(checkpoint: Checkpoint, form: TextConfig) -> dict[str, Tensor]:
     """State of the text half of CLIP or SigLIP, without what comes after the tower."""
+    width = form.transformer.width
+    start = "text_model.embeddings"
+    words = checkpoint.take(f"{start}.token_embedding.weight", form.vocab_size, width)
+    positions = checkpoint.take(f"{start}.position_embedding.weight", form.context, width)
     return {
-        "token_embedding.weight": source.take("text_model.embeddings.token_embedding.weight"),
-        "position_embedding": source.take("text_model.embeddings.position_embedding.weight"),
-        **two_tower_layers(source, "text_model", depth),
-        **source.take_pair("final_norm", "text_model.final_layer_norm"),
+        "token_embedding.weight": words,
+        "position_embedding": positions,
+        **take_layers(checkpoint, "text_model.encoder.layers", CLIP_LAYER, form.transformer),
+        **under("final_norm", checkpoint.norm("text_model.final_layer_norm", width)),
     }

@@ -1,25 +1,56 @@
-"""ViT and DINOv2 vision towers, and the vision halves of CLIP and SigLIP."""
+"""ViT and DINOv2 vision towers, and the vision halves of CLIP and SigLIP.
+
+Shape letters: D width.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Final
 
 from torch import Tensor
 
 from costream.encoders.blocks import TransformerConfig
-from costream.encoders.pretrained.source import (
-    Source,
-    activation_of,
-    fill,
-    read_json,
-    read_weights,
-    without_prefix,
+from costream.encoders.pretrained.checkpoint import Checkpoint, open_checkpoint
+from costream.encoders.pretrained.layers import (
+    CLIP_LAYER,
+    LayerNames,
+    take_layers,
+    transformer_settings,
+    under,
 )
-from costream.encoders.pretrained.text import two_tower_layers
+from costream.encoders.pretrained.settings import Settings, read_settings
 from costream.encoders.vision import VisionConfig, VisionTower
 from costream.errors import WeightsError
+
+_VIT: Final = TransformerConfig(width=768, depth=12, heads=12, mlp_width=3072, norm_eps=1e-12)
+_DINOV2: Final = TransformerConfig(
+    width=768, depth=12, heads=12, mlp_width=3072, norm_eps=1e-6, layer_scale=True
+)
+_VIT_LAYER: Final = LayerNames(
+    query="attention.attention.query",
+    key="attention.attention.key",
+    value="attention.attention.value",
+    out="attention.output.dense",
+    attention_norm="layernorm_before",
+    mlp_in="intermediate.dense",
+    mlp_out="output.dense",
+    mlp_norm="layernorm_after",
+)
+_DINOV2_LAYER: Final = LayerNames(
+    query="attention.attention.query",
+    key="attention.attention.key",
+    value="attention.attention.value",
+    out="attention.output.dense",
+    attention_norm="norm1",
+    mlp_in="mlp.fc1",
+    mlp_out="mlp.fc2",
+    mlp_norm="norm2",
+    attention_scale="layer_scale1.lambda1",
+    mlp_scale="layer_scale2.lambda1",
+)
+# A classifier, ViT's dense pooler (untrained in most files), and what masked training filled in.
+_MEANINGLESS: Final = ("classifier.", "pooler.", "embeddings.mask_token")
 
 
 def load_vision_tower(directory: str | Path) -> VisionTower:
@@ -29,126 +60,105 @@ def load_vision_tower(directory: str | Path) -> VisionTower:
         directory: With `config.json` and `model.safetensors`.
 
     Returns:
-        The tower; its pooled vector is the class token after the last normalisation.
+        The tower in evaluation mode, on the CPU, float32; its pooled vector is the class token
+        after the last normalisation.
 
     Raises:
-        WeightsError: When it is of another family, or damaged.
+        WeightsError: When it is of another family, or a file is absent, damaged, or pickled.
     """
     directory = Path(directory)
-    config = read_json(directory / "config.json")
-    kind = config.get("model_type")
-    if kind not in ("vit", "dinov2"):
+    config = read_settings(directory / "config.json")
+    kind = config.require_type(
+        "vit", "dinov2", hint="vision towers alone are read from ViT and DINOv2 directories"
+    )
+    if config.flag("use_swiglu_ffn", default=False):
         raise WeightsError(
-            f"{directory} is of type {kind!r}, expected 'vit' or 'dinov2'",
-            hint="vision towers alone are read from ViT and DINOv2 directories",
+            f"{directory} has a gated feed-forward part (SwiGLU), which our layers do not have",
+            hint="use a small, base or large DINOv2",
         )
-    if config.get("use_swiglu_ffn", False) or not config.get("qkv_bias", True):
-        raise WeightsError(
-            f"{directory} has a gated feed-forward part or attention without bias, "
-            "which our layers do not have",
-            hint="use a small, base or large DINOv2, or a standard ViT",
-        )
-    weights = without_prefix(read_weights(directory), f"{kind}.")
-    meaningless = (r"pooler\..*", r"classifier\..*", r"embeddings\.mask_token")
-    source = Source(weights, directory, meaningless=meaningless)
-    form = _form(config, layer_scale=kind == "dinov2")
-    state = _state(source, form)
-    source.finish()
+    config.require("num_channels", 3, 3)
+    form = _form(config, kind)
+    with open_checkpoint(directory, prefix=f"{kind}.") as checkpoint:
+        qkv_bias = config.flag("qkv_bias", default=True)
+        state = _state(checkpoint, form, kind, qkv_bias=qkv_bias)
+        checkpoint.finish(ignored=_MEANINGLESS)
     tower = VisionTower(form)
-    fill(tower, state, directory)
+    tower.load_state_dict(state)
     return tower.eval()
 
 
-def _form(config: Mapping[str, Any], *, layer_scale: bool) -> VisionConfig:
-    width = config["hidden_size"]
-    mlp_width = config.get("intermediate_size", 0) if not layer_scale else 0
+def _form(config: Settings, kind: str) -> VisionConfig:
+    if kind == "dinov2":
+        width = config.integer("hidden_size", _DINOV2.width)
+        inner = int(width * config.number("mlp_ratio", 4))
+        transformer = transformer_settings(config, _DINOV2, "gelu", mlp_width=inner)
+    else:
+        transformer = transformer_settings(config, _VIT, "gelu")
     return VisionConfig(
-        image_px=config["image_size"],
-        patch_px=config["patch_size"],
-        transformer=TransformerConfig(
-            width=width,
-            depth=config["num_hidden_layers"],
-            heads=config["num_attention_heads"],
-            mlp_width=mlp_width or width * config.get("mlp_ratio", 4),
-            activation=activation_of(config, "gelu"),
-            norm_eps=config.get("layer_norm_eps", 1e-6 if layer_scale else 1e-12),
-            layer_scale=layer_scale,
-        ),
+        image_px=config.square("image_size", 224),
+        patch_px=config.square("patch_size", 14 if kind == "dinov2" else 16),
+        transformer=transformer,
     )
 
 
-def _state(source: Source, form: VisionConfig) -> dict[str, Tensor]:
-    state = {
-        "class_token": source.take("embeddings.cls_token"),
-        "position_embedding": source.take("embeddings.position_embeddings").squeeze(0),
-        **source.take_pair("project", "embeddings.patch_embeddings.projection"),
-        **source.take_pair("final_norm", "layernorm"),
+def _state(
+    checkpoint: Checkpoint, form: VisionConfig, kind: str, *, qkv_bias: bool
+) -> dict[str, Tensor]:
+    width, patch = form.transformer.width, form.patch_px
+    count = (form.image_px // patch) ** 2 + 1
+    project = "embeddings.patch_embeddings.projection"
+    names = _DINOV2_LAYER if kind == "dinov2" else _VIT_LAYER
+    source = "encoder.layer"
+    if f"layers.0.{names.attention_norm}.weight" in checkpoint:
+        # As the library names them in memory since its version 5; files keep the older names.
+        source, names = "layers", names.renamed()
+    positions = checkpoint.take("embeddings.position_embeddings", 1, count, width)
+    return {
+        "class_token": checkpoint.take("embeddings.cls_token", 1, 1, width),
+        "position_embedding": positions.squeeze(0),
+        "project.weight": checkpoint.take(f"{project}.weight", width, 3, patch, patch),
+        "project.bias": checkpoint.take(f"{project}.bias", width),
+        **take_layers(checkpoint, source, names, form.transformer, qkv_bias=qkv_bias),
+        **under("final_norm", checkpoint.norm("layernorm", width)),
     }
-    for number in range(form.transformer.depth):
-        state |= _layer(source, number, layer_scale=form.transformer.layer_scale)
+
+
+def two_tower_vision_state(checkpoint: Checkpoint, form: VisionConfig) -> dict[str, Tensor]:
+    """State of the vision half of CLIP or SigLIP, without a projection."""
+    width, patch = form.transformer.width, form.patch_px
+    start = "vision_model.embeddings"
+    count = (form.image_px // patch) ** 2 + int(form.class_token)
+    state = {
+        "project.weight": checkpoint.take(
+            f"{start}.patch_embedding.weight", width, 3, patch, patch
+        ),
+        "position_embedding": checkpoint.take(f"{start}.position_embedding.weight", count, width),
+        **take_layers(checkpoint, "vision_model.encoder.layers", CLIP_LAYER, form.transformer),
+        **under("final_norm", checkpoint.norm("vision_model.post_layernorm", width)),
+    }
+    if form.patch_bias:
+        state["project.bias"] = checkpoint.take(f"{start}.patch_embedding.bias", width)
+    if form.class_token:
+        state["class_token"] = checkpoint.take(f"{start}.class_embedding", width)[None, None]
+    if form.pre_norm:
+        # The misspelling is the published name.
+        state |= under("pre_norm", checkpoint.norm("vision_model.pre_layrnorm", width))
+    if form.pooling == "attention":
+        state |= under("pool", _attention_pool(checkpoint, form.transformer))
     return state
 
 
-def _layer(source: Source, number: int, *, layer_scale: bool) -> dict[str, Tensor]:
-    """One layer, by the names of transformers 5 or by those of the checkpoints before it."""
-    ours = f"transformer.layers.{number}"
-    names = (f"layers.{number}", f"encoder.layer.{number}")
-    norm = _first_norm(layer_scale)
-    theirs = next((name for name in names if source.has(f"{name}.{norm}.weight")), names[1])
-    if source.has(f"{theirs}.attention.q_proj.weight"):
-        query, key, value = (f"{theirs}.attention.{part}_proj" for part in "qkv")
-        out = f"{theirs}.attention.o_proj"
-    else:
-        inner = f"{theirs}.attention.attention"
-        query, key, value = f"{inner}.query", f"{inner}.key", f"{inner}.value"
-        out = f"{theirs}.attention.output.dense"
-    split = source.has(f"{theirs}.intermediate.dense.weight")
-    mlp_in = f"{theirs}.intermediate.dense" if split else f"{theirs}.mlp.fc1"
-    mlp_out = f"{theirs}.output.dense" if split else f"{theirs}.mlp.fc2"
-    second = "norm2" if layer_scale else "layernorm_after"
-    state = {
-        **source.take_attention(f"{ours}.attention", (query, key, value)),
-        **source.take_pair(f"{ours}.attention.out", out),
-        **source.take_pair(f"{ours}.attention_norm", f"{theirs}.{_first_norm(layer_scale)}"),
-        **source.take_pair(f"{ours}.mlp_in", mlp_in),
-        **source.take_pair(f"{ours}.mlp_out", mlp_out),
-        **source.take_pair(f"{ours}.mlp_norm", f"{theirs}.{second}"),
-    }
-    if layer_scale:
-        state[f"{ours}.attention_scale"] = source.take(f"{theirs}.layer_scale1.lambda1")
-        state[f"{ours}.mlp_scale"] = source.take(f"{theirs}.layer_scale2.lambda1")
-    return state
-
-
-def _first_norm(layer_scale: bool) -> str:
-    return "norm1" if layer_scale else "layernorm_before"
-
-
-def clip_vision_state(source: Source, depth: int) -> dict[str, Tensor]:
-    """State of CLIP's vision half, without its projection."""
+def _attention_pool(checkpoint: Checkpoint, form: TransformerConfig) -> dict[str, Tensor]:
+    head, width, inner = "vision_model.head", form.width, form.mlp_width
+    attention = f"{head}.attention"
     return {
-        "class_token": source.take("vision_model.embeddings.class_embedding").reshape(1, 1, -1),
-        "project.weight": source.take("vision_model.embeddings.patch_embedding.weight"),
-        "position_embedding": source.take("vision_model.embeddings.position_embedding.weight"),
-        **source.take_pair("pre_norm", "vision_model.pre_layrnorm"),
-        **two_tower_layers(source, "vision_model", depth),
-        **source.take_pair("final_norm", "vision_model.post_layernorm"),
-    }
-
-
-def siglip_vision_state(source: Source, depth: int) -> dict[str, Tensor]:
-    """State of SigLIP's vision half with its attention pooling."""
-    head = "vision_model.head"
-    return {
-        **source.take_pair("project", "vision_model.embeddings.patch_embedding"),
-        "position_embedding": source.take("vision_model.embeddings.position_embedding.weight"),
-        **two_tower_layers(source, "vision_model", depth),
-        **source.take_pair("final_norm", "vision_model.post_layernorm"),
-        "pool.probe": source.take(f"{head}.probe"),
-        "pool.attention.in_proj_weight": source.take(f"{head}.attention.in_proj_weight"),
-        "pool.attention.in_proj_bias": source.take(f"{head}.attention.in_proj_bias"),
-        **source.take_pair("pool.attention.out_proj", f"{head}.attention.out_proj"),
-        **source.take_pair("pool.norm", f"{head}.layernorm"),
-        **source.take_pair("pool.mlp_in", f"{head}.mlp.fc1"),
-        **source.take_pair("pool.mlp_out", f"{head}.mlp.fc2"),
+        "probe": checkpoint.take(f"{head}.probe", 1, 1, width),
+        "attention.in_proj_weight": checkpoint.take(
+            f"{attention}.in_proj_weight", 3 * width, width
+        ),
+        "attention.in_proj_bias": checkpoint.take(f"{attention}.in_proj_bias", 3 * width),
+        **under("attention.out_proj", checkpoint.linear(f"{attention}.out_proj", width, width)),
+        **under("norm", checkpoint.norm(f"{head}.layernorm", width)),
+        **under("mlp_in", checkpoint.linear(f"{head}.mlp.fc1", inner, width)),
+        **under("mlp_out", checkpoint.linear(f"{head}.mlp.fc2", width, inner)),
     }

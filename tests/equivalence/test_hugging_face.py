@@ -540,12 +540,6 @@ def processor(kind: str, **settings: Any) -> Any:
     return getattr(module, f"{name}ImageProcessorPil")(**settings)
 
 
-def smooth_picture(width: int, height: int) -> Image.Image:
-    x, y = np.meshgrid(np.linspace(0, 6, width), np.linspace(0, 5, height))
-    waves = [np.sin(x * k) * np.cos(y * (4 - k)) for k in (1, 2, 3)]
-    return Image.fromarray(((np.stack(waves, axis=-1) + 1) * 127.5).astype(np.uint8))
-
-
 def both_ways(theirs: Any, folder: Path, picture: Image.Image) -> tuple[np.ndarray, np.ndarray]:
     theirs.save_pretrained(folder)
     ours = read_image_preprocess(folder)
@@ -561,6 +555,14 @@ def both_ways(theirs: Any, folder: Path, picture: Image.Image) -> tuple[np.ndarr
         ("clip", {"size": {"shortest_edge": 32}, "crop_size": 32}, (20, 20)),
         ("clip", {"size": {"shortest_edge": 32}, "crop_size": 32}, (64, 32)),
         ("bit", {"size": {"shortest_edge": 32}, "crop_size": 24}, (64, 32)),
+        ("clip", {}, (640, 427)),
+        ("clip", {}, (427, 640)),
+        ("clip", {}, (501, 333)),
+        ("clip", {}, (97, 1001)),
+        ("clip", {"size": {"shortest_edge": 336}, "crop_size": 336}, (386, 587)),
+        ("clip", {"size": {"shortest_edge": 33}, "crop_size": 24}, (51, 77)),
+        ("bit", {"size": {"shortest_edge": 256}, "crop_size": 224}, (333, 500)),
+        ("bit", {"size": {"shortest_edge": 256}, "crop_size": 224}, (7, 41)),
         ("siglip", {"size": {"height": 32, "width": 32}}, (77, 50)),
         ("vit", {"size": {"height": 32, "width": 32}}, (33, 150)),
     ],
@@ -568,24 +570,12 @@ def both_ways(theirs: Any, folder: Path, picture: Image.Image) -> tuple[np.ndarr
 def test_pixels_are_equal(
     tmp_path: Path, kind: str, settings: dict[str, Any], size: tuple[int, int]
 ) -> None:
-    """Where scaling is to whole pixels and the cut starts on one, nothing may differ."""
+    """Noise shows what smooth pictures hide: half a pixel's shift, another order of the passes."""
     (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
     noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     theirs = processor(kind, **settings)
     found, expected = both_ways(theirs, tmp_path, Image.fromarray(noise))
     np.testing.assert_allclose(found, expected, atol=1e-5)
-
-
-@pytest.mark.parametrize("size", [(640, 427), (427, 640), (500, 333)])
-def test_pixels_differ_by_less_than_one_where_a_cut_falls_between_them(
-    tmp_path: Path, size: tuple[int, int]
-) -> None:
-    """The other library rounds the scaled side and the place of the cut; ours is the exact box."""
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip"}))
-    theirs = processor("clip")
-    found, expected = both_ways(theirs, tmp_path, smooth_picture(*size))
-    grey_levels = np.abs(found - expected) * np.array(theirs.image_std)[:, None, None] * 255
-    assert float(grey_levels.mean()) < 1.5
 
 
 def test_a_hub_name_without_a_network_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -525,7 +525,7 @@ def test_old_and_new_ways_of_writing_a_size_mean_the_same(clip: Path) -> None:
         feature_extractor_type="CLIPFeatureExtractor",
     )
     defaults = read_image_preprocess(clip)
-    assert (defaults.fit, defaults.crop_share) == ("crop", 0.8)
+    assert (defaults.fit, defaults.crop_share) == ("crop_whole", 0.8)
     assert defaults.mean == (0.48145466, 0.4578275, 0.40821073)
     edit_json(
         clip / "preprocessor_config.json",

@@ -201,7 +201,7 @@ def test_padding_to_the_longest_or_to_the_context(model: DualEncoder) -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 90), (90, 1), (24, 24), (25, 400)])
-@pytest.mark.parametrize("fit", ["crop", "squash"])
+@pytest.mark.parametrize("fit", ["crop", "crop_whole", "squash"])
 def test_pictures_of_any_shape_become_squares(size: tuple[int, int], fit: Any) -> None:
     settings = ImagePreprocess(size_px=24, fit=fit, crop_share=0.8)
     made = settings.pixels(Image.new("RGB", size, (1, 2, 3)))
@@ -210,10 +210,21 @@ def test_pictures_of_any_shape_become_squares(size: tuple[int, int], fit: Any) -
     assert made[:, 0, 0].tolist() == [1, 2, 3]
 
 
-def test_the_centre_is_cut_out() -> None:
+def test_a_thin_strip_is_cut_without_scaling_all_of_it() -> None:
+    """Scaled whole, these two would have 800 million pixels each."""
+    settings = ImagePreprocess(size_px=224, fit="crop_whole")
+    for size in ((16_000, 1), (1, 16_000)):
+        picture = Image.new("RGB", size, (1, 2, 3))
+        assert settings.pixels(picture).shape == (3, 224, 224)
+        plain = ImagePreprocess(size_px=224).pixels(picture)
+        assert np.array_equal(settings.pixels(picture), plain)
+
+
+@pytest.mark.parametrize("fit", ["crop", "crop_whole"])
+def test_the_centre_is_cut_out(fit: Any) -> None:
     picture = Image.new("RGB", (60, 20))
     picture.paste((255, 255, 255), (20, 0, 40, 20))
-    cut = ImagePreprocess(size_px=20).pixels(picture)
+    cut = ImagePreprocess(size_px=20, fit=fit).pixels(picture)
     assert cut[:, :, 3:-3].min() > 250
     squashed = ImagePreprocess(size_px=20, fit="squash").pixels(picture)
     assert squashed[:, :, :4].max() < 5

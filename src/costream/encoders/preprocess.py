@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_STRIP = 100  # times longer than wide
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,7 +33,8 @@ class ImagePreprocess:
     Attributes:
         size_px: Side of the square that the tower gets.
         fit: `crop` scales the short side to `size_px / crop_share` and cuts the centre; `squash`
-            scales both sides to `size_px`.
+            scales both sides to `size_px`; `crop_whole` is `crop` on whole pixels, as published
+            models were trained: the scaled long side and the place of the cut are rounded down.
         crop_share: Side of the cut as a share of the scaled short side, in (0, 1].
         resample: Filter of the scaling.
         mean: Subtracted from each channel in [0, 1].
@@ -40,7 +42,7 @@ class ImagePreprocess:
     """
 
     size_px: Annotated[int, Range(1)]
-    fit: Literal["crop", "squash"] = "crop"
+    fit: Literal["crop", "crop_whole", "squash"] = "crop"
     crop_share: Annotated[float, Range(0, 1, low_included=False)] = 1.0
     resample: Literal["bilinear", "bicubic"] = "bicubic"
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
@@ -49,8 +51,12 @@ class ImagePreprocess:
     def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
         """An upright RGB picture to uint8 (3, size_px, size_px)."""
         filter_ = _RESAMPLING[self.resample]
+        # Scaling the whole of a thin strip first would take gigabytes.
+        is_strip = max(image.size) > _STRIP * min(image.size)
         if self.fit == "squash":
             fitted = image.resize((self.size_px, self.size_px), filter_)
+        elif self.fit == "crop_whole" and not is_strip:
+            fitted = self._cut_on_whole_pixels(image, filter_)
         else:
             # One resize from the box of the cut: the same picture as scaling and cutting, without
             # making the parts that would be thrown away.
@@ -59,6 +65,13 @@ class ImagePreprocess:
             box = (left, top, left + side, top + side)
             fitted = image.resize((self.size_px, self.size_px), filter_, box=box)
         return np.asarray(fitted, dtype=np.uint8).transpose(2, 0, 1)
+
+    def _cut_on_whole_pixels(self, image: Image.Image, filter_: Image.Resampling) -> Image.Image:
+        short = round(self.size_px / self.crop_share)
+        width, height = (int(short * side / min(image.size)) for side in image.size)
+        left, top = (width - self.size_px) // 2, (height - self.size_px) // 2
+        scaled = image.resize((width, height), filter_)
+        return scaled.crop((left, top, left + self.size_px, top + self.size_px))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -119,7 +119,7 @@ def _defaults_of(settings: Settings, kind: str) -> _Defaults:
     return _DEFAULTS[kind]
 
 
-def _fit(settings: Settings, *, crops: bool) -> tuple[int, Literal["crop", "squash"], float]:
+def _fit(settings: Settings, *, crops: bool) -> tuple[int, Literal["crop_whole", "squash"], float]:
     """Side of the result, way of making it square, and share of the short side that is kept."""
     size = settings.raw("size")
     whole = size if isinstance(size, dict) else None
@@ -132,7 +132,7 @@ def _fit(settings: Settings, *, crops: bool) -> tuple[int, Literal["crop", "squa
     cut = _side(settings, "crop_size") if settings.has("crop_size") else side
     if cut > side or (cut < side and not scales_short):
         raise settings.problem("crop_size", f"at most the scaled short side, {side}")
-    return cut, ("crop" if scales_short else "squash"), cut / side
+    return cut, ("crop_whole" if scales_short else "squash"), cut / side
 
 
 def _side(settings: Settings, key: str) -> int:

@@ -27,14 +27,15 @@ PHOTOGRAPHS = Scale(
     loop=TrainConfig(
         steps=240,
         batch_size=64,
-        learning_rate=6e-4,
+        learning_rate=1.5e-3,
         stem_rate=0.0,
-        text_rate=0.25,
+        text_rate=0.5,
         embedding_rate=0.0,
         warmup_steps=24,
         weight_decay=0.05,
     ),
     method=cots.Config(
+        online=1.0,
         in_batch="momentum",
         queue_size=1000,
         momentum=0.98,
@@ -43,7 +44,7 @@ PHOTOGRAPHS = Scale(
         filter_warm_up=2048,
     ),
 )
-"""Photographs with captions, on frozen ImageNet features and the first layers of MiniLM."""
+"""Photographs with captions: a frozen ImageNet stem, MiniLM with its first layers frozen."""
 
 SCENES = Scale(
     loop=TrainConfig(
@@ -66,7 +67,7 @@ SCENES = Scale(
 
 _PHOTO_PX = 128
 _VISUAL_TOKEN_PX = 8
-_TEXT_LAYERS = 2
+_FROZEN_TEXT_LAYERS = 4
 _VISION_LAYERS = 1
 _MAX_TOKENS = 24
 
@@ -142,8 +143,8 @@ def photographs(source: Path, scale: Scale, say: Say) -> World:
     base = pretrained_mini()
     train, dev = (read_data(folder / name) for name in ("train.jsonl", "dev.jsonl"))
     start = (
-        f"ImageNet's EfficientNet-Lite2, frozen, at {_PHOTO_PX} pixels; the first {_TEXT_LAYERS} "
-        f"layers of MiniLM-L6; {_VISION_LAYERS} new layer and projections"
+        f"ImageNet's EfficientNet-Lite2, frozen, at {_PHOTO_PX} pixels; MiniLM-L6, its first "
+        f"{_FROZEN_TEXT_LAYERS} layers frozen; {_VISION_LAYERS} new layer and projections"
     )
     return make_world(
         lambda seed: short_model(base, seed),
@@ -157,8 +158,8 @@ def photographs(source: Path, scale: Scale, say: Say) -> World:
 
 
 def short_config(base: DualConfig) -> DualConfig:
-    """A shorter form of a model: whole stem frozen, few layers, small pictures, short texts."""
-    vision, text = base.vision, base.text
+    """A lighter form of a model: whole stem frozen, few layers, small pictures, short texts."""
+    vision = base.vision
     if vision.conv is None:
         raise ConfigError(f"model {base.name} has no convolutional stem", hint="start from one")
     return replace(
@@ -170,20 +171,23 @@ def short_config(base: DualConfig) -> DualConfig:
             conv=replace(vision.conv, num_frozen_stages=7),
             transformer=replace(vision.transformer, depth=_VISION_LAYERS, drop_path=0.0),
         ),
-        text=replace(text, transformer=replace(text.transformer, depth=_TEXT_LAYERS)),
         image_preprocess=replace(base.image_preprocess, size_px=_PHOTO_PX),
         text_preprocess=replace(base.text_preprocess, max_tokens=_MAX_TOKENS),
     )
 
 
 def short_model(base: DualEncoder, seed: int) -> DualEncoder:
-    """A short model with the stem and the first text layers of `base`; the rest from the seed."""
+    """A lighter model with the stem and the text tower of `base`; the rest from the seed."""
     torch.manual_seed(seed)
     model = DualEncoder(short_config(base.config), base.tokenizer)
     for short, whole in ((model.vision.stem, base.vision.stem), (model.text, base.text)):
         if short is not None and whole is not None:
             known = whole.state_dict()
             short.load_state_dict({name: known[name] for name in short.state_dict()})
+    frozen = [f"transformer.layers.{number}." for number in range(_FROZEN_TEXT_LAYERS)]
+    for name, weight in model.text.named_parameters():
+        if name.startswith(("token_embedding", "position_embedding", "embedding_norm", *frozen)):
+            weight.requires_grad_(False)
     return model
 
 

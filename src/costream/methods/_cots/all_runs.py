@@ -124,7 +124,6 @@ def filter_runs(scale: Scale) -> dict[tuple[float, str], Run]:
         plain = Run(steps=scale.loop.steps, mismatched=share)
         runs[share, "off"] = plain
         runs[share, "k=1"] = replace(plain, filter_k=1.0)
-        runs[share, "k=2"] = replace(plain, filter_k=2.0)
         if share > 0:
             runs[share, "oracle"] = replace(plain, oracle=True)
     return runs
@@ -137,7 +136,7 @@ class Results:
     Attributes:
         losses: `contrast`, `kl`, `masked`, `all`, and `longer`: contrast alone for as many seconds
             as `all`.
-        filters: (share of mismatched captions, `off`, `k=1`, `k=2` or `oracle`).
+        filters: (share of mismatched captions, `off`, `k=1` or `oracle`).
         longer_steps: Steps of `longer`.
     """
 

@@ -30,7 +30,6 @@ _LOSS_COLOURS = {
 }
 _FILTER_LOOKS = {
     "off": (_GREY, "o", "no filter"),
-    "k=2": (_SKY, "s", "filter, k = 2"),
     "k=1": (_BLUE, "D", "filter, k = 1"),
     "oracle": (_ORANGE, "^", "oracle"),
 }
@@ -189,7 +188,7 @@ def _draw_filters(axes: Axes, results: Results, scale: Scale) -> None:
     for number, (kind, (colour, marker, label)) in enumerate(_FILTER_LOOKS.items()):
         shares = [share for share in scale.shares if (share, kind) in results.filters]
         # A little apart, so that points do not hide each other.
-        places = [100 * share + 0.7 * (number - 1.5) for share in shares]
+        places = [100 * share + 0.7 * (number - 1) for share in shares]
         runs = [results.filters[share, kind] for share in shares]
         means = [mean_of(each, "hit@1") for each in runs]
         axes.plot(places, means, color=colour, marker=marker, linewidth=1.5, label=label)

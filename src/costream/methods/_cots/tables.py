@@ -99,7 +99,7 @@ def filter_table(results: Results, scale: Scale) -> ClaimTable:
     rows = []
     for share in scale.shares:
         off = column(results.filters[share, "off"], "hit@1")
-        for kind in ("k=1", "k=2", "oracle"):
+        for kind in ("k=1", "oracle"):
             if (share, kind) not in results.filters:
                 continue
             gained = column(results.filters[share, kind], "hit@1")

@@ -105,11 +105,21 @@ class Ranking:
         ids: Per query, item ids.
         scores: Per query, float32, the same length as its ids.
         stage: Name of the stage that made the scores.
+        spans: Per query and result the (start, end) in seconds of the moment that was found, or
+            None for what has no moments; empty when nothing that was searched has any.
+        exact: Whether no item with a better score can have been missed.
+        recall: When not exact, the measured share of the true results that such answers hold; None
+            while it was not measured.
+        kernel: Name of what scanned the vectors.
     """
 
     ids: Sequence[Sequence[str]]
     scores: Sequence[NDArray[np.float32]]
     stage: str = "exact"
+    spans: Sequence[Sequence[tuple[float, float] | None]] = ()
+    exact: bool = True
+    recall: float | None = None
+    kernel: str = "exact"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

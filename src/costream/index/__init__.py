@@ -9,18 +9,40 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from costream.index.records import IndexStats, Item, UpdateReport
+    from costream.index.filters import Filter, parse_filter
+    from costream.index.opening import open_index
+    from costream.index.protocol import SearchIndex
+    from costream.index.records import IndexStats, Item, Moment, SpaceEntry, UpdateReport
     from costream.index.store import Index
     from costream.index.update import ImageEncoder, update_index
 
-__all__ = ["ImageEncoder", "Index", "IndexStats", "Item", "UpdateReport", "update_index"]
+__all__ = [
+    "Filter",
+    "ImageEncoder",
+    "Index",
+    "IndexStats",
+    "Item",
+    "Moment",
+    "SearchIndex",
+    "SpaceEntry",
+    "UpdateReport",
+    "open_index",
+    "parse_filter",
+    "update_index",
+]
 
 _HOMES = {
+    "Filter": "filters",
     "ImageEncoder": "update",
     "Index": "store",
     "IndexStats": "records",
     "Item": "records",
+    "Moment": "records",
+    "SearchIndex": "protocol",
+    "SpaceEntry": "records",
     "UpdateReport": "records",
+    "open_index": "opening",
+    "parse_filter": "filters",
     "update_index": "update",
 }
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -107,6 +108,17 @@ def checked_row(item: Item) -> tuple[bytes, str]:
     """
     if not item.id:
         raise DataError("got an item with an empty id, expected a unique name")
+    if replace(item, meta={}) != Item(
+        id=item.id,
+        path=item.path,
+        content_hash=item.content_hash,
+        size=item.size,
+        mtime_ns=item.mtime_ns,
+    ):
+        raise DataError(
+            f"item {item.id!r} has a modality, date, tags, caption or text, "
+            "expected an image without, which is what format 1 of an index holds"
+        )
     for name, value in (("size", item.size), ("mtime_ns", item.mtime_ns)):
         if not -_LARGEST_INT <= value <= _LARGEST_INT:
             raise DataError(f"item {item.id!r} has {name}={value}, expected a 64-bit number")

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from costream.records import Space
 
 if TYPE_CHECKING:
     from costream.data.failures import Failure
+
+
+Modality = Literal["image", "video", "audio", "text"]
+MODALITIES: tuple[Modality, ...] = ("image", "video", "audio", "text")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,6 +28,12 @@ class Item:
         size: Bytes of the file.
         mtime_ns: When the file was last modified; 0 when that is not known, or was so recent that
             a later change could bear the same time. The next update then compares contents.
+        modality: What it is.
+        date: When it was made, in seconds since 1970 UTC (of a picture, when it was taken, if it
+            says so), or None when that is not known.
+        tags: Words that it was filed under, each once.
+        caption: A sentence about it.
+        text: Words found in it, as by text recognition.
         meta: Anything else that JSON can hold.
     """
 
@@ -32,7 +42,48 @@ class Item:
     content_hash: str = ""
     size: int = 0
     mtime_ns: int = 0
+    modality: Modality = "image"
+    date: float | None = None
+    tags: tuple[str, ...] = ()
+    caption: str = ""
+    text: str = ""
     meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def when(self) -> float | None:
+        """The date, else when the file was modified, in seconds since 1970 UTC; None if neither."""
+        if self.date is not None:
+            return self.date
+        return self.mtime_ns / 1e9 if self.mtime_ns else None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Moment:
+    """What one vector of an item stands for.
+
+    Attributes:
+        t_start: Seconds from the start of the clip; None for an item that has no moments.
+        t_end: End of the same.
+    """
+
+    t_start: float | None = None
+    t_end: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SpaceEntry:
+    """A space that an index holds vectors of.
+
+    Attributes:
+        space: Which.
+        role: "active" is searched and added to; "building" is being filled by a migration;
+            "retired" was active before the last switch and can be switched back to.
+        num_items: Items that have a vector in it.
+    """
+
+    space: Space
+    role: Literal["active", "building", "retired"]
+    num_items: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -48,6 +48,32 @@ def test_equals_brute_force(
             assert got_scores.dtype == np.float32
 
 
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.1, 0.01, 0.001, 0.0])
+def test_only_allowed_rows_are_found_and_all_of_their_best(
+    monkeypatch: pytest.MonkeyPatch, share: float
+) -> None:
+    monkeypatch.setattr(dot, "BLOCK_ROWS", 256)
+    rng = np.random.default_rng(3)
+    vectors = unit(rng, 3000, 16).astype(np.float16)
+    vectors[::5] = vectors[0]  # ties across the border of what is allowed
+    queries = unit(rng, 4, 16)
+    allowed = rng.random(3000) < share
+    (rows,) = np.nonzero(allowed)
+    found_rows, found_scores = ExactScan(vectors).top(queries, 12, allowed)
+    for query, got_rows, got_scores in zip(queries, found_rows, found_scores, strict=True):
+        want_rows, want_scores = brute_force(vectors[rows], query, 12)
+        assert got_rows.tolist() == rows[want_rows].tolist()
+        assert got_scores.tolist() == want_scores
+        assert len(got_rows) == min(12, len(rows))
+
+
+def test_a_mask_of_another_form_is_refused() -> None:
+    scan = ExactScan(np.eye(3, dtype=np.float16))
+    for mask in (np.ones(2, bool), np.ones(3, np.int64)):
+        with pytest.raises(DataError, match=r"expected bool \(3,\)"):
+            scan.top(np.ones((1, 3), np.float32), 1, mask)
+
+
 def test_near_ties_keep_the_order_of_their_true_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     """True scores that are equal or differ by less than the fast pass's rounding."""
     monkeypatch.setattr(dot, "BLOCK_ROWS", 512)

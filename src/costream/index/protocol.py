@@ -56,6 +56,9 @@ class SearchIndex(Protocol):
     def vectors(self, ids: Iterable[str]) -> NDArray[np.float32]:
         """Vectors of the active space, float32 (N, D); of an item with moments its first."""
 
+    def all_vectors(self, ids: Iterable[str]) -> NDArray[np.float32]:
+        """Every vector of the active space of each item, float32 (M, D), in order of `moments`."""
+
     def moments(self, ids: Iterable[str]) -> list[tuple[Moment, ...]]:
         """Per item what its vectors in the active space stand for, in their order."""
 

@@ -101,49 +101,59 @@ class ExactScan:
     _num_passes: int = field(default=0, init=False, repr=False)
 
     def top(
-        self, queries_QD: NDArray[np.float32], top: int
+        self,
+        queries_QD: NDArray[np.float32],
+        top: int,
+        allowed_N: NDArray[np.bool_] | None = None,
     ) -> tuple[list[NDArray[np.int64]], list[NDArray[np.float32]]]:
         """Rows and scores of the best vectors of each query, best first.
 
         Args:
             queries_QD: float32 (Q, D), of any length but zero.
-            top: How many are wanted, at least 1; fewer come when fewer are stored.
+            top: How many are wanted, at least 1; fewer come when fewer are stored or allowed.
+            allowed_N: bool (N,): the rows that may be found; None for all.
 
         Returns:
-            Per query the row numbers int64 (min(top, N),) and the scores float32, the same shape.
+            Per query the row numbers int64 (min(top, N allowed),) and the scores float32, the same
+            shape.
 
         Raises:
             ConfigError: When `top` is below 1.
-            DataError: When the queries have another form or another number of dimensions.
+            DataError: When the queries have another form or another number of dimensions, or
+                `allowed_N` is not one truth value a row.
             NumericalError: When a query is not finite, or too short or long to be scored.
         """
         if top < 1:
             raise ConfigError(f"got top={top}, expected at least 1")
         unit_QD = _unit_queries(queries_QD, self.vectors_ND.shape[1])
+        rows_M = None if allowed_N is None else _allowed_rows(allowed_N, len(self.vectors_ND))
         if self.longest is None:
             self.longest = longest_vector(self.vectors_ND)
         rows: list[NDArray[np.int64]] = []
         scores: list[NDArray[np.float32]] = []
         for start in range(0, len(unit_QD), BLOCK_QUERIES):
             chunk = slice(start, start + BLOCK_QUERIES)
-            for query_D, rows_M in zip(
-                queries_QD[chunk], self._candidates(unit_QD[chunk], top), strict=True
-            ):
-                scores_M = pair_scores(query_D.astype(np.float32), self.vectors_ND[rows_M])
-                best = np.lexsort((rows_M, -scores_M))[:top]
-                rows.append(rows_M[best])
+            near = self._candidates(unit_QD[chunk], top, rows_M)
+            for query_D, near_M in zip(queries_QD[chunk], near, strict=True):
+                scores_M = pair_scores(query_D.astype(np.float32), self.vectors_ND[near_M])
+                best = np.lexsort((near_M, -scores_M))[:top]
+                rows.append(near_M[best])
                 scores.append(scores_M[best])
         return rows, scores
 
-    def _candidates(self, unit_QD: NDArray[np.float32], top: int) -> list[NDArray[np.int64]]:
+    def _candidates(
+        self, unit_QD: NDArray[np.float32], top: int, rows_M: NDArray[np.int64] | None
+    ) -> list[NDArray[np.int64]]:
         """Per query the rows that may be among its best, found by the fast pass."""
         margin = 2 * error_bound(self.vectors_ND.shape[1], self.longest or 0.0)
         shortlists = [_Shortlist(top, margin) for _ in unit_QD]
-        for start, block_ND in self._wide_blocks():
+        blocks = self._wide_blocks() if rows_M is None else self._chosen_blocks(rows_M)
+        for start, block_ND in blocks:
             fast_QN = unit_QD @ block_ND.T
             for shortlist, fast_N in zip(shortlists, fast_QN, strict=True):
                 shortlist.offer(start, fast_N)
-        return [shortlist.rows() for shortlist in shortlists]
+        found = [shortlist.rows() for shortlist in shortlists]
+        return found if rows_M is None else [rows_M[near_M] for near_M in found]
 
     def _wide_blocks(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """First row and float32 values (rows, D) of each block."""
@@ -163,6 +173,15 @@ class ExactScan:
             else:
                 narrow = self.vectors_ND[start : start + BLOCK_ROWS]
                 yield start, widen(narrow, buffer[: len(narrow)])
+
+    def _chosen_blocks(
+        self, rows_M: NDArray[np.int64]
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """First place among the chosen rows, and float32 values (rows, D), of each block."""
+        buffer = np.empty((min(BLOCK_ROWS, len(rows_M)), self.vectors_ND.shape[1]), np.float32)
+        for start in range(0, len(rows_M), BLOCK_ROWS):
+            narrow = self.vectors_ND[rows_M[start : start + BLOCK_ROWS]]
+            yield start, widen(narrow, buffer[: len(narrow)])
 
 
 @dataclass(slots=True)
@@ -250,6 +269,15 @@ def longest_vector(vectors_ND: NDArray[np.float16]) -> float:
         squared = max(squared, float(np.einsum("nd,nd->n", block, block).max()))
     longest: float = math.sqrt(squared) * (1 + (dim + 1) * 2.0**-23)
     return longest
+
+
+def _allowed_rows(allowed_N: NDArray[np.bool_], num_rows: int) -> NDArray[np.int64]:
+    if allowed_N.dtype != np.bool_ or allowed_N.shape != (num_rows,):
+        raise DataError(
+            f"got allowed rows of type {allowed_N.dtype} and shape {allowed_N.shape}, "
+            f"expected bool ({num_rows},)"
+        )
+    return np.flatnonzero(allowed_N)
 
 
 def _unit_queries(queries_QD: NDArray[np.float32], dim: int) -> NDArray[np.float32]:

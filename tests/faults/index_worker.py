@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from costream.data.decode_apart import Decoders
 from costream.errors import CostreamError
 from costream.index import Index, Item, update, update_index
 from costream.records import Space
@@ -117,9 +118,12 @@ def as_nobody(directory: str, pictures: str, wanted: str) -> None:
         Image.new("RGB", (2, 2)).save(Path(warm, "a.png"))
         with Index.open(Path(warm, "index"), create=True) as index:
             update_index(index, ColourHistogram(), warm)
+    # Nobody may be unable to start an interpreter that is in the home of root.
+    decoders = started_decoders()
+    update.Decoders = lambda: decoders
     if os.getuid() == 0:
-        os.setgid(NOBODY)
-        os.setuid(NOBODY)
+        os.setegid(NOBODY)
+        os.seteuid(NOBODY)  # still allowed to end the decoders
     answer: list[Any] = []
     try:
         with Index.open(directory, create=wanted == "index") as index:
@@ -133,6 +137,14 @@ def as_nobody(directory: str, pictures: str, wanted: str) -> None:
     except CostreamError as error:
         answer += [type(error).__name__, str(error)]
     say(json.dumps(answer))
+
+
+def started_decoders() -> Decoders:
+    """Decoders with as many processes as an update has threads."""
+    decoders = Decoders()
+    for process in [decoders._take() for _ in range(update._THREADS)]:
+        decoders._give_back(process)
+    return decoders
 
 
 def say(what: object) -> None:

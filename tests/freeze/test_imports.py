@@ -8,6 +8,7 @@ import sys
 import pytest
 
 HEAVY = ("torch", "matplotlib", "typer", "rich", "transformers", "datasets", "tokenizers")
+HEAVY += ("numpy", "PIL")
 
 
 def loaded_by(statement: str) -> set[str]:
@@ -29,3 +30,8 @@ def test_import_costream_loads_nothing_heavy() -> None:
 def test_parts_that_need_no_tensor_do_not_load_torch(module: str) -> None:
     loaded = loaded_by(f"import costream.{module}")
     assert not loaded & {"torch", "matplotlib", "typer", "transformers", "datasets"}
+
+
+def test_naming_a_failure_does_not_load_the_decoders() -> None:
+    """A cold search by words prints names, and decodes nothing."""
+    assert loaded_by("import costream.data, costream.data.failures, costream.cli.output") <= {"typer"}

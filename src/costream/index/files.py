@@ -36,7 +36,7 @@ class Stamp:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Content:
-    """A file read at one moment; a stored picture to `costream.data.open_image`.
+    """A file read at one moment.
 
     Attributes:
         path: Where it is.
@@ -55,10 +55,6 @@ class Content:
     def name(self) -> str:
         """What messages call it."""
         return printable(self.path)
-
-    def read(self) -> bytes:
-        """Return the bytes."""
-        return self.encoded
 
 
 def stamp(path: str) -> Stamp:

@@ -2,9 +2,10 @@
 
 The work of one run, in order: find the files; skip those whose size and time are as noted; read
 the others and compare their hash; decode, embed and store, in batches, those whose content is new.
-Reading and decoding run in threads while the model works on the batch before. A batch is stored in
-one durable step, so a run that is killed loses at most the batches in the making, and the next run
-goes on from there.
+Reading runs in threads, and decoding in processes, while the model works on the batch before. A
+batch is stored in one durable step, so a run that is killed loses at most the batches in the
+making, and the next run goes on from there. A file that crashes its decoder, or keeps it busy for a
+minute, is a broken file like any other.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from costream.data.decode import open_image
+from costream.data.decode_apart import Decoders
 from costream.data.failures import Failure
 from costream.data.walk import find_images
 from costream.errors import ConfigError, DataError, NumericalError
@@ -127,6 +128,7 @@ def update_index(
         progress=progress,
         total=len(names),
         failures=failures,
+        decoders=Decoders(),
     )
     run.know(index.items())
     run.over(names)
@@ -164,9 +166,10 @@ class _Batch:
 
 @dataclass(kw_only=True, slots=True)
 class _Run:
-    """One run of `update_index`: threads read, decode and embed, the main thread stores.
+    """One run of `update_index`: threads read and embed, processes decode, the main thread stores.
 
     Attributes:
+        decoders: Turn the bytes of a file into a picture.
         known: What the index held at first, by path.
         holders: The same by content hash, less what was moved since.
         counts: Fields of the report.
@@ -185,6 +188,7 @@ class _Run:
     progress: Callable[[int, int], None] | None
     total: int
     failures: list[Failure]
+    decoders: Decoders
     known: dict[str, Item] = field(default_factory=dict)
     holders: dict[str, list[Item]] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
@@ -205,7 +209,11 @@ class _Run:
 
     def over(self, names: Sequence[str]) -> None:
         """Deal with every file."""
-        with ThreadPoolExecutor(_THREADS) as readers, ThreadPoolExecutor(1) as model_thread:
+        with (
+            self.decoders,
+            ThreadPoolExecutor(_THREADS) as readers,
+            ThreadPoolExecutor(1) as model_thread,
+        ):
             try:
                 for read in self._read_ahead(readers, names):
                     self._take(read, model_thread)
@@ -216,6 +224,7 @@ class _Run:
             except BaseException:
                 # Ctrl-C or an error: what is stored is stored, the rest is for the next run.
                 readers.shutdown(wait=False, cancel_futures=True)
+                self.decoders.close()
                 model_thread.shutdown(wait=False, cancel_futures=True)
                 raise
 
@@ -268,7 +277,10 @@ class _Run:
             )
             if item.content_hash in self.holders and not decode:
                 return _Read(item=item)
-            return _Read(item=item, picture=open_image(content, smallest_side=self.smallest_side))
+            picture = self.decoders.decode(
+                content.encoded, content.name, smallest_side=self.smallest_side
+            )
+            return _Read(item=item, picture=picture)
         except DataError as error:
             return _Read(item=item, failure=Failure.of(name, error))
 

@@ -1,0 +1,67 @@
+"""The process that decodes pictures, with a decoder that misbehaves: `P6 bad: WHAT` says how.
+
+Everything but the decoder is the product's own: this registers it with Pillow and calls `serve`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import time
+
+from PIL import Image, ImageFile
+
+MARK = b"P6 bad: "
+_answers_fd = -1
+
+
+class BadFile(ImageFile.ImageFile):
+    """A picture whose decoding does what its text says."""
+
+    format = "PPM"
+
+    def _open(self) -> None:
+        self.what = self.fp.read().removeprefix(MARK).decode()
+        self._mode = "RGB"
+        self._size = (8, 8)
+
+    def load(self) -> None:
+        """Misbehave."""
+        if self.what == "abort":
+            os.abort()
+        if self.what == "segfault":
+            ctypes.string_at(0)
+        if self.what == "exit":
+            os._exit(3)
+        if self.what == "sleep":
+            time.sleep(3600)
+        while self.what == "spin":
+            pass
+        if self.what == "hoard":
+            bytearray(64 << 30)
+        if self.what == "chatter":
+            os.write(1, b"libodd: warning\n")
+            os.write(2, b"libodd: warning\n")
+            raise SyntaxError("the end")
+        if self.what == "nonsense":
+            # As if it had been taken over: straight into the answers.
+            for fd in range(3, 16):
+                if fd != sys.stdin.fileno():
+                    try:
+                        os.write(fd, b'{"width_px": 1000000000, "height_px": 1000000000}\n')
+                    except OSError:
+                        continue
+            time.sleep(3600)
+
+
+def accept(head: bytes) -> bool:
+    """Whether a file is one of these."""
+    return head.startswith(MARK)
+
+
+if __name__ == "__main__":
+    from costream.data import decode_apart
+
+    Image.register_open("PPM", BadFile, accept)
+    decode_apart.serve(sys.argv[1:])

@@ -118,12 +118,11 @@ def as_nobody(directory: str, pictures: str, wanted: str) -> None:
         Image.new("RGB", (2, 2)).save(Path(warm, "a.png"))
         with Index.open(Path(warm, "index"), create=True) as index:
             update_index(index, ColourHistogram(), warm)
-    # Nobody may be unable to start an interpreter that is in the home of root.
-    decoders = started_decoders()
+    decoders = RootsDecoders()
     update.Decoders = lambda: decoders
     if os.getuid() == 0:
-        os.setegid(NOBODY)
-        os.seteuid(NOBODY)  # still allowed to end the decoders
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
     answer: list[Any] = []
     try:
         with Index.open(directory, create=wanted == "index") as index:
@@ -139,12 +138,19 @@ def as_nobody(directory: str, pictures: str, wanted: str) -> None:
     say(json.dumps(answer))
 
 
-def started_decoders() -> Decoders:
-    """Decoders with as many processes as an update has threads."""
-    decoders = Decoders()
-    for process in [decoders._take() for _ in range(update._THREADS)]:
-        decoders._give_back(process)
-    return decoders
+class RootsDecoders(Decoders):
+    """As many processes as an update has threads, started by root and ended by the end of this one.
+
+    Nobody may be unable to start an interpreter that is in the home of root, and to end it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        for process in [self._take() for _ in range(update._THREADS)]:
+            self._give_back(process)
+
+    def close(self) -> None:
+        """Nothing: they end when nobody talks to them any more."""
 
 
 def say(what: object) -> None:

@@ -22,12 +22,20 @@ class Base:
         data: What it is trained on.
         directory: Where the method may keep what it makes once (a visual tokenizer, say).
         seed: Of everything random.
+        progress: Told what a method prepares before training ("fitting a visual tokenizer", say),
+            how much of that is done, and how much there is.
     """
 
     model: DualEncoder
     data: DataSet
     directory: Path
     seed: int = 0
+    progress: Callable[[str, int, int], None] | None = None
+
+    def tell(self, what: str, done: int, total: int) -> None:
+        """Call `progress` where somebody listens."""
+        if self.progress is not None:
+            self.progress(what, done, total)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -460,6 +460,7 @@ with output.progress_bar("Working") as advance:
     for done in range(1, 6):
         time.sleep(0.02)
         advance(done, 5)
+    advance(1, 9, "Resting")
 """
 
 
@@ -481,6 +482,7 @@ def test_a_bar_is_shown_on_a_terminal_when_it_takes_long(quiet: float, terminal:
     os.close(master)
     assert done.stdout == b""
     assert ("Working" in shown) == (terminal and quiet == 0)
+    assert ("Resting" in shown) == (terminal and quiet == 0)
     assert not done.stderr
 
 
@@ -502,6 +504,36 @@ def test_training_makes_a_model_that_can_be_used_and_resumed(
     assert resumed["model"] == made["model"]
     measure = ("evaluate", "--model", made["model"], "--data", manifest, "--json")
     assert costream.here(*measure, cwd=manifest.parent).json["data"]["images"] == 3
+
+
+def test_what_a_method_prepares_is_told(
+    manifest: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fitting a visual tokenizer takes a minute or more, in which training has no steps to show."""
+    import costream
+    from costream.methods import cots
+
+    monkeypatch.setattr(cots, "_TOKENIZER_STEPS", 3)
+    told: list[tuple[str, int, int]] = []
+    settings = {"start": str(tiny_model_dir), "mlm": "0", "queue_size": "6", "visual_codes": "4"}
+    costream.train(
+        "cots",
+        manifest,
+        manifest.parent / "run",
+        settings | {"batch_size": "3", "steps": "1"},
+        preparing=lambda *each: told.append(each),
+    )
+    reading, fitting = "Reading pictures for the visual tokenizer", "Fitting the visual tokenizer"
+    assert told == [(what, n, 3) for what in (reading, fitting) for n in (1, 2, 3)]
+
+
+def test_under_torchrun_one_process_speaks(
+    manifest: Path, tiny_model_dir: Path, costream: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    words = ["train", "cots", "--data", manifest, "--out", "run", "--json"]
+    words += ["--set", f"start={tiny_model_dir}", "mvm=0", "mlm=0", "queue_size=6"]
+    assert costream.here(*words, "batch_size=3", "steps=1", cwd=manifest.parent).stdout == ""
 
 
 def test_an_unknown_setting_is_refused_with_a_suggestion(

@@ -8,8 +8,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 from costream.data.failures import printable
 
@@ -181,9 +181,18 @@ def _say_rich_table(
     Console().print(table)
 
 
+class Advance(Protocol):
+    """Shows how far some work is."""
+
+    def __call__(self, done: int, total: int, what: str = "") -> None:
+        """Show steps done and steps in all, of `what` when that is another work than before."""
+
+
 @contextlib.contextmanager
-def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+def progress_bar(what: str) -> Iterator[Advance]:
     """A bar on stderr for work that takes longer than two seconds; nothing when it is no terminal.
+
+    Under torchrun, the first process shows it for all.
 
     Args:
         what: "Indexing", say.
@@ -191,21 +200,27 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
     Yields:
         A function to call with the steps done and the steps in all.
     """
-    if not sys.stderr.isatty():
-        yield lambda _done, _total: None
+    if not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0":
+        yield lambda done, total, what="": None
         return
     begin = time.monotonic()
     with contextlib.ExitStack() as stack:
         bar: Any = None
         task: Any = None
+        shown = ""
 
-        def show(done: int, total: int) -> None:
-            nonlocal bar, task
+        def show(done: int, total: int, what: str = what) -> None:
+            nonlocal bar, task, shown
             if bar is None and time.monotonic() - begin >= _QUIET_S:
                 bar = stack.enter_context(_rich_bar())
-                task = bar.add_task(what, total=total)
-            if bar is not None:
-                bar.update(task, completed=done, total=total)
+            if bar is None:
+                return
+            if what != shown:  # another work has times of its own
+                if task is not None:
+                    bar.remove_task(task)
+                shown = what
+                task = bar.add_task(shown, total=total)
+            bar.update(task, completed=done, total=total)
 
         yield show
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
@@ -45,10 +46,17 @@ def run(
 
     with progress_bar("Training") as advance:
 
-        def show(done: int, total: int, _losses: Mapping[str, float]) -> None:
+        def step(done: int, total: int, _losses: Mapping[str, float]) -> None:
             advance(done, total)
 
-        model_dir = train(method, data, out, options, resume=resume, progress=show)
+        def prepare(what: str, done: int, total: int) -> None:
+            advance(done, total, what)
+
+        model_dir = train(
+            method, data, out, options, resume=resume, progress=step, preparing=prepare
+        )
+    if os.environ.get("RANK", "0") != "0":
+        return 0  # under torchrun, one process speaks for all
     if as_json:
         say_json({"method": method, "model": json_path(str(model_dir.absolute()))["path"]})
     else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
 import json
 import lzma
@@ -11,7 +13,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from costream.data.captions import CAPTION_FIELDS, clean_translations, find_field
 from costream.data.dataset import DataSet
@@ -24,7 +26,7 @@ from costream.errors import DataError
 MAX_TEXT_BYTES = 16 << 20
 MAX_PICTURE_BYTES = 1 << 30
 MAX_COMPRESSED_BYTES = 1 << 30
-"""Most picture bytes taken into memory from compressed tars, which cannot be read in place."""
+"""Most bytes that a compressed tar may expand to: it cannot be read in place."""
 
 _TEXT_SUFFIXES = frozenset({".txt", ".json", ".cls"})
 
@@ -131,11 +133,9 @@ def _members(tar: Path, gatherer: Gatherer) -> Iterator[tuple[str, str, str, Pic
     """Yield key, suffix, place and content of every usable member; the rest become failures."""
     shown = printable(tar)
     try:
-        with tarfile.open(tar, "r:*") as archive:
-            # A compressed tar hides its stream behind fileobj, a plain one has the file there.
-            in_place = isinstance(archive.fileobj, io.BufferedReader)
+        with _open_stream(tar) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
+            in_place = not isinstance(stream, _Expanded)
             tar_bytes = tar.stat().st_size if in_place else None
-            budget_bytes = MAX_COMPRESSED_BYTES
             for member in archive:
                 key, suffix = _key_and_suffix(member.name)
                 if member.isdir():
@@ -148,10 +148,8 @@ def _members(tar: Path, gatherer: Gatherer) -> Iterator[tuple[str, str, str, Pic
                 elif suffix in IMAGE_SUFFIXES and in_place:
                     yield key, suffix, where, _in_place(tar, member)
                 elif suffix in IMAGE_SUFFIXES | _TEXT_SUFFIXES:
-                    budget_bytes -= 0 if in_place else member.size
-                    _check_budget(budget_bytes, shown)
-                    stream = archive.extractfile(member)
-                    yield key, suffix, where, stream.read() if stream is not None else b""
+                    content = archive.extractfile(member)
+                    yield key, suffix, where, content.read() if content is not None else b""
             if cut := _cut_off(archive):
                 gatherer.fail(shown, cut)
     except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError, zlib.error) as error:
@@ -167,13 +165,64 @@ def _in_place(tar: Path, member: tarfile.TarInfo) -> TarPicture:
     )
 
 
-def _check_budget(left_bytes: int, shown: str) -> None:
-    if left_bytes < 0:
-        raise DataError(
-            f"{shown}: expands to more than {MAX_COMPRESSED_BYTES >> 20} MB, expected an "
-            "uncompressed tar, which is read in place",
-            hint=f"decompress it first, for example with gunzip {shown}",
-        )
+class _Expanded(io.RawIOBase):
+    """A compressed tar as it expands, refused when it expands too far.
+
+    Everything counts: `tarfile` takes long names and extended headers into memory whole, and reads
+    through members that nobody wants.
+    """
+
+    def __init__(self, stream: io.BufferedIOBase, shown: str) -> None:
+        self._stream, self._shown = stream, shown
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def seekable(self) -> bool:
+        """It is, backwards by starting again."""
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        """Up to `size` bytes."""
+        self._check(self.tell() + max(size, 0))
+        return self._stream.read(size)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a place."""
+        self._check(offset)
+        return self._stream.seek(offset, whence)
+
+    def tell(self) -> int:
+        """Where it stands."""
+        return self._stream.tell()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._stream.close()
+        super().close()
+
+    def _check(self, place: int) -> None:
+        # What looks for one more block than there is has not read too much.
+        if place > MAX_COMPRESSED_BYTES + tarfile.BLOCKSIZE:
+            raise DataError(
+                f"{self._shown}: expands to more than {MAX_COMPRESSED_BYTES >> 20} MB, expected an "
+                "uncompressed tar, which is read in place",
+                hint=f"decompress it first, for example with gunzip {self._shown}",
+            )
+
+
+def _open_stream(tar: Path) -> IO[bytes] | _Expanded:
+    with tar.open("rb") as file:
+        magic = file.read(2)
+    shown = printable(tar)
+    if magic == b"\x1f\x8b":
+        return _Expanded(gzip.open(tar), shown)
+    if magic == b"BZ":
+        return _Expanded(bz2.open(tar), shown)
+    if magic == b"\xfd7":
+        return _Expanded(lzma.open(tar), shown)
+    return tar.open("rb")
 
 
 def _cut_off(archive: tarfile.TarFile) -> str:

@@ -89,6 +89,7 @@ Weight = Annotated[float, Range(0)]
 Operator = Literal["add", "add_projected", "concat_linear", "none"]
 
 LEAST_TEMPERATURE, GREATEST_TEMPERATURE = 0.01, 0.5
+_TOKENIZER_STEPS = 500
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -638,7 +639,15 @@ def _fit_tokenizer(config: Config, base: Base) -> AnyTokenizer:
     if config.visual_tokenizer == "kmeans":
         return KMeansTokenizer.fit(pictures, vocab_size=config.visual_codes, seed=base.seed)
     form = DiscreteVaeConfig(vocab_size=config.visual_codes)
-    return fit_discrete_vae(pictures, form, seed=base.seed).tokenizer
+    return fit_discrete_vae(
+        pictures,
+        form,
+        steps=_TOKENIZER_STEPS,
+        seed=base.seed,
+        on_step=lambda step, _: base.tell(
+            "Fitting the visual tokenizer", step + 1, _TOKENIZER_STEPS
+        ),
+    ).tokenizer
 
 
 def _small_pictures(base: Base, most: int = 2000, side_px: int = 64) -> Tensor:
@@ -646,7 +655,8 @@ def _small_pictures(base: Base, most: int = 2000, side_px: int = 64) -> Tensor:
     settings = ImagePreprocess(size_px=side_px)
     order = np.random.default_rng(base.seed).permutation(len(base.data.samples))[:most]
     pixels = []
-    for number in order:
+    for done, number in enumerate(order, start=1):
+        base.tell("Reading pictures for the visual tokenizer", done, len(order))
         source = base.data.samples[number].slots["image"]
         try:
             pixels.append(settings.pixels(open_image(source, smallest_side=side_px)))

@@ -25,9 +25,10 @@ from costream.train.config import TrainConfig
 if TYPE_CHECKING:
     from costream.data import DataSet
 
-__all__ = ["Progress", "TrainConfig", "split_settings", "train"]
+__all__ = ["Preparing", "Progress", "TrainConfig", "split_settings", "train"]
 
 Progress = Callable[[int, int, Mapping[str, float]], None]
+Preparing = Callable[[str, int, int], None]
 
 
 def train(
@@ -38,6 +39,7 @@ def train(
     *,
     resume: bool = False,
     progress: Progress | None = None,
+    preparing: Preparing | None = None,
 ) -> Path:
     """Train a model with a method and save it.
 
@@ -53,6 +55,8 @@ def train(
         resume: Whether to go on from the newest intact checkpoint of `out`; from the start when
             there is none yet.
         progress: Called each step with steps done, steps in all, and the losses.
+        preparing: Called while a method gets ready (fits a visual tokenizer, say) with what it
+            does, how much of that is done, and how much there is.
 
     Returns:
         The directory of the trained model.
@@ -104,7 +108,8 @@ def train(
         out.mkdir(parents=True, exist_ok=True)
         if rank() == 0:
             _note_run(out / "run.json", {**facts, "loop": to_dict(loop)}, resume=resume)
-        parts = module.parts(own, Base(model=model, data=samples, directory=out, seed=loop.seed))
+        base = Base(model=model, data=samples, directory=out, seed=loop.seed, progress=preparing)
+        parts = module.parts(own, base)
         for change in parts.surgery:
             model = change(model)
         run(

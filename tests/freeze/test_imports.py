@@ -34,4 +34,6 @@ def test_parts_that_need_no_tensor_do_not_load_torch(module: str) -> None:
 
 def test_naming_a_failure_does_not_load_the_decoders() -> None:
     """A cold search by words prints names, and decodes nothing."""
-    assert loaded_by("import costream.data, costream.data.failures, costream.cli.output") <= {"typer"}
+    assert loaded_by("import costream.data, costream.data.failures, costream.cli.output") <= {
+        "typer"
+    }

@@ -10,6 +10,7 @@ comes back is read as numbers, text and pixels only, never unpickled.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -89,11 +90,11 @@ class Decoders:
         except DataError:
             self._give_back(process)
             raise
-        except (OSError, EOFError, ValueError, LookupError, TypeError):
-            raise DataError(
-                f"{name}: {process.last_words()}, expected a picture",
-                hint="save it anew with another program, or leave it out",
-            ) from None
+        except (OSError, EOFError):
+            raise _lost(name, process.last_words()) from None
+        except (ValueError, LookupError, TypeError):
+            process.end()
+            raise _lost(name, "made its decoder answer nonsense") from None
         self._give_back(process)
         return answer
 
@@ -151,8 +152,7 @@ class _Process:
     def wait_until_ready(self) -> None:
         """Return when it has started, or raise CostreamError."""
         if self._answers.readline() != _READY:
-            self.end()
-            raise _not_started(f"exit code {self._popen.returncode}")
+            raise _not_started(f"exit code {self._exit_code()}")
 
     def ask(self, encoded: bytes, name: str, smallest_side: int | None) -> Image.Image:
         """Have a picture decoded; what it raises besides DataError means that this one is lost."""
@@ -168,13 +168,8 @@ class _Process:
         return Image.frombytes("RGB", (width_px, height_px), pixels)
 
     def last_words(self) -> str:
-        """End it, and say why it ended by itself if it did."""
-        try:
-            code = self._popen.wait(1)
-        except subprocess.TimeoutExpired:
-            self.end()
-            return "made its decoder answer nonsense"
-        self.end()
+        """How it ended, when it said nothing more."""
+        code = self._exit_code()
         if code >= 0:
             return f"ended its decoder (exit code {code})"
         number = signal.Signals(-code)
@@ -182,15 +177,26 @@ class _Process:
             return f"kept its decoder busy for more than {_LIMIT_S:g} s"
         return f"crashed its decoder ({number.name})"
 
+    def _exit_code(self) -> int:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._popen.wait(1)
+        self.end()
+        return int(self._popen.returncode)
+
     def end(self) -> None:
         """End it, whatever it is doing."""
         self._popen.kill()
         self._popen.wait()
         for pipe in (self._requests, self._answers):
-            try:
+            with contextlib.suppress(OSError):  # what it was sent last and did not read
                 pipe.close()
-            except OSError:
-                continue  # what it was sent last and did not read
+
+
+def _lost(name: str, reason: str) -> DataError:
+    return DataError(
+        f"{name}: {reason}, expected a picture",
+        hint="save it anew with another program, or leave it out",
+    )
 
 
 def _not_started(reason: str) -> CostreamError:

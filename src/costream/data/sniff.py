@@ -6,6 +6,9 @@ HEAD_BYTES = 4096
 
 HEIC_BRANDS = frozenset({b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"})
 AVIF_BRANDS = frozenset({b"avif", b"avis"})
+_SOUND_BRANDS = frozenset({b"M4A ", b"M4B ", b"M4P ", b"F4A ", b"F4B "})
+# First boxes of QuickTime files from before brands.
+_QUICKTIME_BOXES = frozenset({b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"})
 
 _MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"\xff\xd8\xff", "a JPEG picture"),
@@ -25,9 +28,18 @@ _MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"\xfd7zXZ\x00", "xz-compressed data"),
     (b"SQLite format 3\x00", "an SQLite database"),
     (b"\x1aE\xdf\xa3", "a Matroska or WebM video"),
-    (b"OggS", "an Ogg sound"),
+    (b"FLV\x01", "a Flash video"),
+    (b"0&\xb2u\x8ef\xcf\x11\xa6\xd9\x00\xaa\x00b\xcel", "a Windows Media video"),
+    (b"\x00\x00\x01\xba", "an MPEG video"),
     (b"fLaC", "a FLAC sound"),
     (b"ID3", "an MP3 sound"),
+    (b"\xff\xfb", "an MP3 sound"),
+    (b"\xff\xf3", "an MP3 sound"),
+    (b"\xff\xf2", "an MP3 sound"),
+    (b"\xff\xf1", "an AAC sound"),
+    (b"\xff\xf9", "an AAC sound"),
+    (b"caff", "a CAF sound"),
+    (b"RF64", "a WAV sound"),
 )
 
 
@@ -53,6 +65,26 @@ def is_picture(head: bytes) -> bool:
         True for JPEG, PNG, GIF, TIFF, BMP, WebP, HEIC and AVIF.
     """
     return describe(head).endswith("picture")
+
+
+def modality(head: bytes) -> str:
+    r"""What kind of thing a file is by its first bytes, whatever its name ends in.
+
+    A container that may hold pictures counts as a video until it is opened; one may turn out to
+    hold sound only.
+
+    Args:
+        head: The first bytes of the file, `HEAD_BYTES` or fewer.
+
+    Returns:
+        "image", "video", "audio", or "" for anything else.
+
+    Example:
+        >>> modality(b"RIFF\x00\x00\x00\x00WAVEfmt ")
+        'audio'
+    """
+    kinds = {"picture": "image", "video": "video", "sound": "audio"}
+    return kinds.get(describe(head).rpartition(" ")[2], "")
 
 
 def describe(head: bytes) -> str:
@@ -84,9 +116,27 @@ def _by_magic(head: bytes) -> str:
         return "a HEIC picture"
     if main in AVIF_BRANDS:
         return "an AVIF picture"
+    if main in _SOUND_BRANDS:
+        return "an MP4 sound"
     if main:
-        return "an MP4 video"
+        return "a QuickTime video" if main == b"qt  " else "an MP4 video"
+    if head[4:8] in _QUICKTIME_BOXES:
+        return "a QuickTime video"
+    if head[:4] == b"OggS":
+        return "an Ogg video" if b"theora" in head else "an Ogg sound"
+    if head[:4] == b"FORM" and head[8:12] in (b"AIFF", b"AIFC"):
+        return "an AIFF sound"
+    if _is_transport_stream(head):
+        return "an MPEG transport video"
     return "a tar archive" if head[257:262] == b"ustar" else ""
+
+
+def _is_transport_stream(head: bytes) -> bool:
+    """Whether packets of 188 bytes begin with their sync byte; of 192 bytes, with a time before."""
+    return any(
+        len(head) > first + 3 * step and all(head[first + n * step] == 0x47 for n in range(4))
+        for first, step in ((0, 188), (4, 192))
+    )
 
 
 def _by_text(head: bytes) -> str:

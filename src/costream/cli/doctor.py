@@ -36,6 +36,8 @@ def _extra(module: str, package: str, what_for: str, extra: str) -> _Extra:
 
 _EXTRAS = (
     _extra("pillow_heif", "pillow-heif", "HEIC pictures", "heif"),
+    _extra("av", "av", "videos", "video"),
+    _extra("soxr", "soxr", "sounds", "audio"),
     _extra("transformers", "transformers", "models of the hub", "hub"),
     _extra("huggingface_hub", "huggingface-hub", "downloads from the hub", "hub"),
     _extra("datasets", "datasets", "Hugging Face data sets", "datasets"),

@@ -30,16 +30,23 @@ BLOCK_QUERIES = 64
 BLOCK_PAIRS = 2048
 # A float32 copy of the vectors is kept from the second search on if it is at most this large.
 WIDE_BYTES = 256 * 2**20
+# Up to a share of 1 / this of all rows, fetching those wanted is faster than passing over all.
+FEW = 4
 # Lengths of a query between which no float32 score over- or underflows.
 SHORTEST, LONGEST = 1e-20, 1e20
+# Below every score but that of a row which does not count.
+_LOWEST = float(np.finfo(np.float32).min)
 
 
-def pair_scores(query_D: NDArray[np.float32], vectors_MD: NDArray[Any]) -> NDArray[np.float32]:
+def pair_scores(
+    query_D: NDArray[np.float32], vectors_MD: NDArray[Any], *, cosine: bool = False
+) -> NDArray[np.float32]:
     """Dot products of one query with some vectors; a pair's score never depends on the others.
 
     Args:
         query_D: float32 (D,).
         vectors_MD: float16 or float32 (M, D).
+        cosine: Whether to divide by the lengths of both.
 
     Returns:
         float32 (M,): summed in float64, rounded once.
@@ -50,11 +57,16 @@ def pair_scores(query_D: NDArray[np.float32], vectors_MD: NDArray[Any]) -> NDArr
     """
     scores_M = np.empty(len(vectors_MD), dtype=np.float32)
     query64_D = query_D.astype(np.float64)
+    length = math.sqrt((query64_D**2).sum())
     for start in range(0, len(vectors_MD), BLOCK_PAIRS):
         block = slice(start, start + BLOCK_PAIRS)
+        wide_MD = vectors_MD[block].astype(np.float64)
         # A sum along contiguous rows adds each row in the same order however many there are; a
         # matrix product would not.
-        scores_M[block] = (vectors_MD[block].astype(np.float64) * query64_D).sum(axis=1)
+        sums_M = (wide_MD * query64_D).sum(axis=1)
+        if cosine:
+            sums_M /= np.sqrt((wide_MD**2).sum(axis=1)) * length
+        scores_M[block] = sums_M
     return scores_M
 
 
@@ -87,6 +99,7 @@ class ExactScan:
     Attributes:
         vectors_ND: float16 (N, D), finite; of equal scores the earlier row comes first.
         longest: Length of the longest vector, or None to measure it.
+        cosine: Whether scores are divided by the lengths of both vectors; no row may be zero.
 
     Example:
         >>> scan = ExactScan(np.float16([[1, 0], [0, 1], [1, 0]]))
@@ -97,6 +110,8 @@ class ExactScan:
 
     vectors_ND: NDArray[np.float16]
     longest: float | None = None
+    cosine: bool = False
+    _inverse_N: NDArray[np.float32] | None = field(default=None, init=False, repr=False)
     _wide_ND: NDArray[np.float32] | None = field(default=None, init=False, repr=False)
     _num_passes: int = field(default=0, init=False, repr=False)
 
@@ -123,37 +138,105 @@ class ExactScan:
                 `allowed_N` is not one truth value a row.
             NumericalError: When a query is not finite, or too short or long to be scored.
         """
-        if top < 1:
-            raise ConfigError(f"got top={top}, expected at least 1")
-        unit_QD = _unit_queries(queries_QD, self.vectors_ND.shape[1])
-        rows_M = None if allowed_N is None else _allowed_rows(allowed_N, len(self.vectors_ND))
-        if self.longest is None:
-            self.longest = longest_vector(self.vectors_ND)
+        unit_QD = unit_queries(queries_QD, self.vectors_ND.shape[1], top)
+        num_rows = len(self.vectors_ND)
+        if allowed_N is not None and (
+            allowed_N.dtype != np.bool_ or allowed_N.shape != (num_rows,)
+        ):
+            raise DataError(
+                f"got allowed rows of type {allowed_N.dtype} and shape {allowed_N.shape}, "
+                f"expected bool ({num_rows},)"
+            )
         rows: list[NDArray[np.int64]] = []
         scores: list[NDArray[np.float32]] = []
-        for start in range(0, len(unit_QD), BLOCK_QUERIES):
-            chunk = slice(start, start + BLOCK_QUERIES)
-            near = self._candidates(unit_QD[chunk], top, rows_M)
-            for query_D, near_M in zip(queries_QD[chunk], near, strict=True):
-                scores_M = pair_scores(query_D.astype(np.float32), self.vectors_ND[near_M])
-                best = np.lexsort((near_M, -scores_M))[:top]
-                rows.append(near_M[best])
-                scores.append(scores_M[best])
+        near = self.candidates(unit_QD, top, allowed_N)
+        for query_D, rows_M in zip(queries_QD, near, strict=True):
+            scores_M = pair_scores(
+                query_D.astype(np.float32), self.vectors_ND[rows_M], cosine=self.cosine
+            )
+            best = np.lexsort((rows_M, -scores_M))[:top]
+            rows.append(rows_M[best])
+            scores.append(scores_M[best])
         return rows, scores
 
-    def _candidates(
-        self, unit_QD: NDArray[np.float32], top: int, rows_M: NDArray[np.int64] | None
+    def candidates(
+        self,
+        unit_QD: NDArray[np.float32],
+        top: int,
+        findable_N: NDArray[np.bool_] | None = None,
     ) -> list[NDArray[np.int64]]:
-        """Per query the rows that may be among its best, found by the fast pass."""
-        margin = 2 * error_bound(self.vectors_ND.shape[1], self.longest or 0.0)
-        shortlists = [_Shortlist(top, margin) for _ in unit_QD]
-        blocks = self._wide_blocks() if rows_M is None else self._chosen_blocks(rows_M)
-        for start, block_ND in blocks:
-            fast_QN = unit_QD @ block_ND.T
-            for shortlist, fast_N in zip(shortlists, fast_QN, strict=True):
-                shortlist.offer(start, fast_N)
-        found = [shortlist.rows() for shortlist in shortlists]
-        return found if rows_M is None else [rows_M[near_M] for near_M in found]
+        """Rows that may be among the best, all that are and few others, found by the fast pass.
+
+        Args:
+            unit_QD: float32 (Q, D), of length 1.
+            top: How many best ones are wanted, at least 1.
+            findable_N: bool (N,), which rows count; None for all.
+
+        Returns:
+            Per query int64 rows in ascending order.
+        """
+        found: list[NDArray[np.int64]] = []
+        margin = 2 * self._bound()
+        for start in range(0, len(unit_QD), BLOCK_QUERIES):
+            chunk_QD = unit_QD[start : start + BLOCK_QUERIES]
+            shortlists = [Shortlist(top, margin) for _ in chunk_QD]
+            for rows_M, block_MD, findable_M in self._blocks(findable_N):
+                fast_QM = chunk_QD @ block_MD.T
+                if self._inverse_N is not None:
+                    fast_QM *= self._inverse_N[rows_M]
+                if findable_M is not None:
+                    fast_QM[:, ~findable_M] = -np.inf
+                for shortlist, fast_M in zip(shortlists, fast_QM, strict=True):
+                    shortlist.offer(rows_M, fast_M)
+            found.extend(shortlist.rows() for shortlist in shortlists)
+        return found
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of the copies that are held at present."""
+        held = (self._wide_ND, self._inverse_N)
+        return sum(array.nbytes for array in held if array is not None)
+
+    def grown(self, vectors_ND: NDArray[np.float16]) -> ExactScan:
+        """The scan of more rows, of which the first are those of this one."""
+        made = ExactScan(vectors_ND, cosine=self.cosine)
+        new_MD = vectors_ND[len(self.vectors_ND) :]
+        if self.longest is not None:
+            made.longest = max(self.longest, longest_vector(new_MD))
+        if self._inverse_N is not None:
+            made._inverse_N = np.concatenate([self._inverse_N, inverse_lengths(new_MD)])
+        return made
+
+    def _bound(self) -> float:
+        """How far a fast score can be from the true one."""
+        dim = self.vectors_ND.shape[1]
+        if not self.cosine:
+            if self.longest is None:
+                self.longest = longest_vector(self.vectors_ND)
+            return error_bound(dim, self.longest)
+        if self._inverse_N is None:
+            self._inverse_N = inverse_lengths(self.vectors_ND)
+        # The inverse length is itself off by fewer roundings than a dot product has.
+        return 2 * error_bound(dim, 1.0)
+
+    def _blocks(
+        self, findable_N: NDArray[np.bool_] | None
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.bool_] | None]]:
+        """Row numbers, float32 values (rows, D), and which of them count, of each block."""
+        num_rows = len(self.vectors_ND)
+        if findable_N is None:
+            for start, block_MD in self._wide_blocks():
+                yield np.arange(start, start + len(block_MD)), block_MD, None
+        elif (num_found := int(np.count_nonzero(findable_N))) * FEW <= num_rows:
+            (found_M,) = np.nonzero(findable_N)
+            for start in range(0, num_found, BLOCK_ROWS):
+                rows_M = found_M[start : start + BLOCK_ROWS]
+                narrow_MD = self.vectors_ND[rows_M]
+                yield rows_M, widen(narrow_MD, np.empty(narrow_MD.shape, np.float32)), None
+        else:
+            for start, block_MD in self._wide_blocks():
+                findable_M = findable_N[start : start + len(block_MD)]
+                yield np.arange(start, start + len(block_MD)), block_MD, findable_M
 
     def _wide_blocks(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """First row and float32 values (rows, D) of each block."""
@@ -174,19 +257,15 @@ class ExactScan:
                 narrow = self.vectors_ND[start : start + BLOCK_ROWS]
                 yield start, widen(narrow, buffer[: len(narrow)])
 
-    def _chosen_blocks(
-        self, rows_M: NDArray[np.int64]
-    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """First place among the chosen rows, and float32 values (rows, D), of each block."""
-        buffer = np.empty((min(BLOCK_ROWS, len(rows_M)), self.vectors_ND.shape[1]), np.float32)
-        for start in range(0, len(rows_M), BLOCK_ROWS):
-            narrow = self.vectors_ND[rows_M[start : start + BLOCK_ROWS]]
-            yield start, widen(narrow, buffer[: len(narrow)])
-
 
 @dataclass(slots=True)
-class _Shortlist:
-    """Rows of one query whose fast score is within `margin` of the `top`-th best so far."""
+class Shortlist:
+    """Rows of one query whose fast score is within `margin` of the `top`-th best so far.
+
+    Attributes:
+        top: How many best ones are wanted.
+        margin: Twice the largest error of a fast score.
+    """
 
     top: int
     margin: float
@@ -195,24 +274,24 @@ class _Shortlist:
     _fast: list[NDArray[np.float32]] = field(default_factory=list)
 
     def _floor(self) -> float:
-        return float(self._best[0]) - self.margin if len(self._best) == self.top else -math.inf
+        return float(self._best[0]) - self.margin if len(self._best) == self.top else _LOWEST
 
-    def offer(self, start: int, fast_N: NDArray[np.float32]) -> None:
-        """Take what is good enough of the scores of rows `start` and following."""
-        (near_M,) = np.nonzero(fast_N >= self._floor())
-        if not len(near_M):
+    def offer(self, rows_M: NDArray[np.int64], fast_M: NDArray[np.float32]) -> None:
+        """Take what is good enough of some rows, in ascending order; never what scores -inf."""
+        (near,) = np.nonzero(fast_M >= self._floor())
+        if not len(near):
             return
-        fast_M = fast_N[near_M]
-        merged = np.concatenate([self._best, fast_M])
+        fast = fast_M[near]
+        merged = np.concatenate([self._best, fast])
         if len(merged) > self.top:
             merged = np.partition(merged, len(merged) - self.top)[-self.top :]
         self._best = merged
         # The partition leaves the smallest first only when something was cut off.
         smallest = int(np.argmin(self._best))
         self._best[[0, smallest]] = self._best[[smallest, 0]]
-        still = fast_M >= self._floor()
-        self._rows.append(near_M[still].astype(np.int64) + start)
-        self._fast.append(fast_M[still])
+        still = fast >= self._floor()
+        self._rows.append(rows_M[near[still]])
+        self._fast.append(fast[still])
 
     def rows(self) -> NDArray[np.int64]:
         """What is left after all rows were offered, in row order."""
@@ -271,17 +350,46 @@ def longest_vector(vectors_ND: NDArray[np.float16]) -> float:
     return longest
 
 
-def _allowed_rows(allowed_N: NDArray[np.bool_], num_rows: int) -> NDArray[np.int64]:
-    if allowed_N.dtype != np.bool_ or allowed_N.shape != (num_rows,):
-        raise DataError(
-            f"got allowed rows of type {allowed_N.dtype} and shape {allowed_N.shape}, "
-            f"expected bool ({num_rows},)"
+def inverse_lengths(vectors_ND: NDArray[np.float16]) -> NDArray[np.float32]:
+    """One over the length of each row, float32 (N,).
+
+    Raises:
+        NumericalError: A row is zero; names it.
+    """
+    num_rows, dim = vectors_ND.shape
+    buffer = np.empty((min(BLOCK_ROWS, num_rows), dim), dtype=np.float32)
+    squared_N = np.empty(num_rows, dtype=np.float32)
+    for start in range(0, num_rows, BLOCK_ROWS):
+        narrow = vectors_ND[start : start + BLOCK_ROWS]
+        block = widen(narrow, buffer[: len(narrow)])
+        np.einsum("nd,nd->n", block, block, out=squared_N[start : start + len(narrow)])
+    if not squared_N.all():
+        raise NumericalError(
+            f"the vector of row {int(np.argmin(squared_N))} is zero, which has no cosine",
+            hint="remove it, or score by dot product",
         )
-    return np.flatnonzero(allowed_N)
+    inverse_N: NDArray[np.float32] = np.reciprocal(np.sqrt(squared_N), dtype=np.float32)
+    return inverse_N
 
 
-def _unit_queries(queries_QD: NDArray[np.float32], dim: int) -> NDArray[np.float32]:
-    """Queries of length 1; refuses those that have no direction."""
+def unit_queries(queries_QD: NDArray[Any], dim: int, top: int) -> NDArray[np.float32]:
+    """Queries of length 1; refuses what cannot be searched for.
+
+    Args:
+        queries_QD: Floating point (Q, D).
+        dim: Number of dimensions of what is searched.
+        top: How many results are wanted.
+
+    Returns:
+        float32 (Q, D).
+
+    Raises:
+        ConfigError: `top` is below 1.
+        DataError: The queries have another form or another number of dimensions.
+        NumericalError: A query is not finite, or too short or long to be scored.
+    """
+    if top < 1:
+        raise ConfigError(f"got top={top}, expected at least 1")
     if queries_QD.ndim != 2 or queries_QD.dtype.kind != "f":
         raise DataError(
             f"got queries of type {queries_QD.dtype} and shape {queries_QD.shape}, "

@@ -1,0 +1,143 @@
+"""The kernel that misses nothing: a fast pass proposes, true scores decide.
+
+Small collections, and the first passes over large ones, are scanned in float32 by numpy
+(`costream.scoring.dot`). A large collection that is searched again and again is scanned in bfloat16
+by torch: half the memory to read, and several times the arithmetic on processors with bfloat16
+instructions. Either way the fast scores carry a proven bound on their error, everything within the
+bound of the best is scored again in float64, and the answers are the same to the last bit.
+
+Shape letters: Q queries, N rows, D dimensions.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from costream.scoring.dot import ExactScan, unit_queries
+from costream.scoring.kernels.protocol import Found, Metric
+from costream.scoring.kernels.rows import Rows
+
+if TYPE_CHECKING:
+    from costream.scoring.kernels.bfloat16 import Bfloat16Pass
+
+# Below this many numbers a float32 pass takes a few milliseconds and bfloat16 gains nothing.
+LARGE = 2**25
+# Importing torch and rounding everything takes as long as about this many float32 passes.
+PASSES_BEFORE_TORCH = 8
+# Up to a share of 1 / this of all rows, fetching those wanted is faster than a bfloat16 pass.
+FEW = 16
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _State:
+    """What a search sees all of; replaced as a whole when anything changes."""
+
+    rows: Rows
+    scan: ExactScan
+    low: Bfloat16Pass | None = None
+
+
+class ExactKernel:
+    """The best rows of each query as a brute-force scan would find them.
+
+    Args:
+        vectors_ND: float16 (N, D), finite, no row zero.
+        metric: How a pair is scored.
+
+    Example:
+        >>> kernel = ExactKernel(np.float16([[1, 0], [0, 1], [2, 0]]), metric="cosine")
+        >>> rows, scores = kernel.top(np.float32([[3, 0]]), 2)
+        >>> rows[0].tolist(), scores[0].tolist()
+        ([0, 2], [1.0, 1.0])
+    """
+
+    name = "exact"
+    exact = True
+
+    def __init__(self, vectors_ND: NDArray[np.float16], metric: Metric = "dot") -> None:
+        rows = Rows(vectors_ND=vectors_ND, metric=metric)
+        self._state = _State(rows=rows, scan=ExactScan(vectors_ND, cosine=metric == "cosine"))
+        self._num_passes = 0
+        self._change = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._state.rows)
+
+    @property
+    def num_removed(self) -> int:
+        """Rows that are never found."""
+        return self._state.rows.num_removed
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of the copies that are held at present."""
+        low = self._state.low
+        return self._state.scan.memory_bytes + (low.memory_bytes if low else 0)
+
+    def top(
+        self,
+        queries_QD: NDArray[Any],
+        top: int,
+        allowed_N: NDArray[np.bool_] | None = None,
+        *,
+        order_N: NDArray[np.int64] | None = None,
+    ) -> Found:
+        """Rows and scores of the best rows of each query; see `Kernel.top`."""
+        state = self._ready()
+        rows = state.rows
+        unit_QD = unit_queries(queries_QD, rows.vectors_ND.shape[1], top)
+        findable_N = rows.findable(allowed_N, order_N)
+        candidates = self._candidates(state, unit_QD, top, findable_N)
+        found = [
+            rows.best(query_D, rows_M, top, order_N)
+            for query_D, rows_M in zip(queries_QD, candidates, strict=True)
+        ]
+        return [rows_K for rows_K, _ in found], [scores_K for _, scores_K in found]
+
+    def _candidates(
+        self,
+        state: _State,
+        unit_QD: NDArray[np.float32],
+        top: int,
+        findable_N: NDArray[np.bool_] | None,
+    ) -> list[NDArray[np.int64]]:
+        few = findable_N is not None and np.count_nonzero(findable_N) * FEW <= len(state.rows)
+        if state.low is not None and not few:
+            found = state.low.candidates(unit_QD, top, findable_N)
+            if found is not None:
+                return found
+        return state.scan.candidates(unit_QD, top, findable_N)
+
+    def _ready(self) -> _State:
+        """The present state, with a bfloat16 copy as soon as that pays."""
+        state = self._state
+        self._num_passes += 1
+        is_late = self._num_passes > (1 if "torch" in sys.modules else PASSES_BEFORE_TORCH)
+        if state.low is None and state.rows.vectors_ND.size >= LARGE and is_late:
+            from costream.scoring.kernels.bfloat16 import Bfloat16Pass, pays
+
+            with self._change:
+                state = self._state
+                if state.low is None and pays(state.rows.vectors_ND.shape[1]):
+                    state = self._state = replace(state, low=Bfloat16Pass.of(state.rows))
+        return state
+
+    def grow(self, vectors_ND: NDArray[np.float16]) -> None:
+        """Take in rows that were added; see `Kernel.grow`."""
+        with self._change:
+            state = self._state
+            rows, low = state.rows.grown(vectors_ND), state.low
+            if low is not None:
+                low = type(low).of(rows, low)
+            self._state = _State(rows=rows, scan=state.scan.grown(vectors_ND), low=low)
+
+    def remove(self, rows: NDArray[np.int64]) -> None:
+        """Never find these rows again; see `Kernel.remove`."""
+        with self._change:
+            self._state = replace(self._state, rows=self._state.rows.without(rows))

@@ -156,6 +156,7 @@ def test_a_run_that_is_stopped_loses_nothing_it_has_stored(
     if sign == signal.SIGINT and program.returncode:
         assert program.returncode == 130
         assert b"Traceback" not in errors
+        assert b"costream: stopped by the keyboard" in errors
     report = costream.here("index", "many", "--json", cwd=many_pictures.parent).json
     assert report["unchanged"] == stored
     assert report["embedded"] == 200 - stored

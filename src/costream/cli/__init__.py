@@ -1,12 +1,13 @@
 """The program `costream`: one file per verb, imported when that verb is used.
 
 Exit codes: 0 done, 1 done with failures listed, 2 refused (nothing was done, or not all of it, and
-the message says why). 70 is a defect of costream, shown with its traceback.
+the message says why). 130 is Ctrl-C, 70 a defect of costream, shown with its traceback.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from costream.cli.output import OutputClosedError, refuse
-from costream.errors import CostreamError
+from costream.errors import ConfigError, CostreamError
 from costream.suggest import did_you_mean
 
 VERBS = (
@@ -34,6 +35,8 @@ VERBS = (
 
 # The parent of all usage errors; typer has moved it between modules, but not out of this place.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+_STOPPED = 130
+_SETTINGS = {"help_option_names": ["-h", "--help"]}
 
 
 class _VerbsWhenUsed(TyperGroup):
@@ -49,8 +52,15 @@ class _VerbsWhenUsed(TyperGroup):
         verb = typer.Typer(
             add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
         )
+        about = str(module.__doc__)
         # "index" is no name for a function next to a class Index, hence `run` everywhere.
-        verb.command(name=cmd_name, help=module.__doc__, no_args_is_help=False)(module.run)
+        verb.command(
+            name=cmd_name,
+            help=about,
+            short_help=about.partition(";")[0].rstrip("."),
+            no_args_is_help=False,
+            context_settings=_SETTINGS,
+        )(module.run)
         command = typer.main.get_command(verb)
         command.name = cmd_name
         return command
@@ -83,6 +93,7 @@ def _application() -> Any:
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
         no_args_is_help=False,
+        context_settings=_SETTINGS,
     )
 
     @application.callback(invoke_without_command=False)
@@ -115,30 +126,54 @@ def run(arguments: Sequence[str]) -> int:
     """
     as_json = "--json" in arguments
     try:
-        if not arguments:
-            arguments = ["--help"]
-            _application().main(list(arguments), prog_name="costream", standalone_mode=False)
-            return 2
-        code = _application().main(list(arguments), prog_name="costream", standalone_mode=False)
+        _check_surroundings(arguments)
+        words = list(arguments) or ["--help"]
+        code = _application().main(words, prog_name="costream", standalone_mode=False)
         sys.stdout.flush()
     except CostreamError as error:
         return refuse(type(error).__name__, error.message, error.hint, as_json=as_json)
     except _UsageError as error:
-        return refuse("UsageError", _usage(error), "see costream --help", as_json=as_json)
-    except (OutputClosedError, BrokenPipeError):
-        # Who read us has seen enough (`| head`); keep the interpreter from flushing into the void.
+        return refuse("UsageError", *_usage(error, arguments), as_json=as_json)
+    except (OutputClosedError, BrokenPipeError, SystemExit) as error:
+        if isinstance(error, SystemExit) and error.code != 1:
+            raise
+        # Who read us has seen enough (`| head`), which typer makes exit code 1 of; keep the
+        # interpreter from flushing into the void.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (KeyboardInterrupt, typer.Abort):
-        return refuse("Stopped", "stopped by the keyboard", "", as_json=as_json, code=130)
+        code = _STOPPED
     except OSError as error:
         return refuse("OSError", _system_error(error), "", as_json=as_json)
-    return int(code or 0)
+    if code == _STOPPED:  # typer makes this of Ctrl-C
+        hint = "what was stored stays; run it again to go on (train: with --resume)"
+        return refuse("Stopped", "stopped by the keyboard", hint, as_json=as_json, code=_STOPPED)
+    return int(code or 0) if arguments else 2
 
 
-def _usage(error: Exception) -> str:
+def _check_surroundings(arguments: Sequence[str]) -> None:
+    """Refuse what would be understood in a way that nobody means."""
+    try:
+        os.getcwd()  # noqa: PTH109
+    except FileNotFoundError:
+        raise CostreamError(
+            "the current folder is not there any more", hint="cd to another one"
+        ) from None
+    if "" in arguments:
+        # As a path it would be the current folder.
+        raise ConfigError(
+            f"argument {arguments.index('') + 1} is empty, expected a word",
+            hint="is a variable of the shell not set?",
+        )
+
+
+def _usage(error: Exception, arguments: Sequence[str]) -> tuple[str, str]:
+    """What was wrong with the words, and where to look."""
     # Every usage error of typer has it; the stable class to say so is not public.
-    return str(error.format_message()).rstrip(".")  # type: ignore[attr-defined]
+    message = str(error.format_message()).rstrip(".")  # type: ignore[attr-defined]
+    verb = f" {arguments[0]}" if arguments and arguments[0] in VERBS else ""
+    quotes = "put words that belong together into quotes; " if "extra argument" in message else ""
+    return message, f"{quotes}see costream{verb} --help"
 
 
 def _system_error(error: OSError) -> str:
@@ -148,6 +183,9 @@ def _system_error(error: OSError) -> str:
 
 def main() -> None:
     """Entry point of the program."""
+    _open_closed_streams()
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     for stream in (sys.stdout, sys.stderr):
         # A name that the terminal's encoding lacks is shown escaped instead of ending the program.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
@@ -158,3 +196,13 @@ def main() -> None:
         traceback.print_exc()
         code = 70
     sys.exit(code)
+
+
+def _open_closed_streams() -> None:
+    """Lead streams that were closed (`>&-`) to nowhere, or the next file would take their place.
+
+    In this order, for a file that is opened gets the lowest number that is free.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123

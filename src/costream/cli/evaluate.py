@@ -8,8 +8,15 @@ from typing import Annotated
 
 import typer
 
-from costream.cli.options import DEFAULT_MODEL, AsJson, DataSource, ModelName
-from costream.cli.output import note, progress_bar, say_json, shown_path
+from costream.cli.options import DEFAULT_MODEL, AllowBroken, AsJson, DataSource, ModelName
+from costream.cli.output import (
+    check_target,
+    note,
+    progress_bar,
+    say_json,
+    say_rich,
+    shown_path,
+)
 
 
 def run(
@@ -18,18 +25,15 @@ def run(
     split: Annotated[
         str | None, typer.Option("--split", help="Which part, where the data has several.")
     ] = None,
-    allow_broken: Annotated[
-        int,
-        typer.Option(
-            "--allow-broken", min=0, help="Pictures that may be absent or unreadable; listed."
-        ),
-    ] = 0,
+    allow_broken: AllowBroken = 0,
     save: Annotated[
         Path | None, typer.Option("--save", metavar="FILE", help="Write the report as JSON.")
     ] = None,
     as_json: AsJson = False,
 ) -> int:
     """Evaluate a model."""
+    if save is not None:
+        check_target(save)  # a measurement may take an hour
     from costream.data.detect import read_data
 
     dataset = read_data(data, split=split, allow_missing=allow_broken)
@@ -49,14 +53,12 @@ def run(
 
         report = evaluate(loaded, dataset, allow_broken=allow_broken, progress=count)
     values = report_to_json(report)
-    if save is not None:
-        save.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-        note(f"wrote {shown_path(str(save))}")
     if as_json:
         say_json(values)
     else:
-        from rich.console import Console
-
-        Console().print(report_table(report))
+        say_rich(report_table(report))
+    if save is not None:
+        save.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        note(f"wrote {shown_path(str(save))}")
     left_out = [*report.data.get("broken", ()), *report.data.get("missing", ())]
     return 1 if left_out else 0

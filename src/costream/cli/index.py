@@ -142,4 +142,4 @@ def _in_words(report: UpdateReport, size: int, directory: Path) -> str:
         if count
     ]
     done = ", ".join(parts) or "nothing to do"
-    return f"{done}; {size} pictures in {shown_path(str(directory))}"
+    return f"{done}; {size} picture{'s' * (size != 1)} in {shown_path(str(directory))}"

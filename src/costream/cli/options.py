@@ -26,3 +26,12 @@ DataSource = Annotated[
         help="Captioned pictures: JSONL, COCO, Karpathy or Flickr captions, WebDataset tars.",
     ),
 ]
+AllowBroken = Annotated[
+    int,
+    typer.Option(
+        "--allow-broken",
+        min=0,
+        metavar="NUMBER",
+        help="Records that may have no picture or caption; they are listed.",
+    ),
+]

@@ -9,9 +9,11 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from costream.data.failures import printable
+from costream.errors import DataError
 
 if TYPE_CHECKING:
     from costream.data.failures import Failure
@@ -72,11 +74,35 @@ def refuse(kind: str, message: str, hint: str, *, as_json: bool, code: int = 2) 
     text = f"costream: {message}" + (f"\n  {hint}" if hint else "")
     note("\n".join(printable(line) for line in text.splitlines()))
     if as_json:
-        with contextlib.suppress(OutputClosedError):
+        # It has been said on stderr; a full disk behind stdout takes no second message.
+        with contextlib.suppress(OutputClosedError, OSError):
             say_json(
                 {"error": {"kind": kind, "message": json_text(message), "hint": json_text(hint)}}
             )
     return code
+
+
+def check_target(path: Path) -> None:
+    """Refuse a file that cannot be written before the work for it, and make the folder it is in.
+
+    Args:
+        path: Where a file is to be written.
+
+    Raises:
+        DataError: When it is a folder, or the folder it is in cannot be made or written to.
+    """
+    hint = "choose another file"
+    if path.is_dir():
+        raise DataError(f"{shown_path(str(path))}: is a folder, expected a file", hint=hint)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise DataError(
+            f"{shown_path(str(path))}: cannot be written ({reason})", hint=hint
+        ) from error
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise DataError(f"{shown_path(str(path))}: may not be written", hint=hint)
 
 
 def json_text(text: str) -> str:
@@ -163,11 +189,24 @@ def say_table(
     say("\n".join(lines))
 
 
+def say_rich(what: object) -> None:
+    """Show something that `rich` draws.
+
+    Args:
+        what: A table, say.
+    """
+    from rich.console import Console
+
+    console = Console()
+    with console.capture() as drawn:
+        console.print(what)
+    say(drawn.get().rstrip("\n"))
+
+
 def _say_rich_table(
     headers: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int], title: str
 ) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -178,7 +217,7 @@ def _say_rich_table(
         table.add_column(header, justify="right" if right else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    Console().print(table)
+    say_rich(table)
 
 
 class Advance(Protocol):

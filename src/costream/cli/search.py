@@ -10,7 +10,15 @@ import typer
 
 from costream.cli._model_of_index import recall_model
 from costream.cli.options import DEFAULT_INDEX, DEFAULT_MODEL, AsJson, IndexDir
-from costream.cli.output import json_path, json_text, note, say_json, say_table, shown_path
+from costream.cli.output import (
+    check_target,
+    json_path,
+    json_text,
+    note,
+    say_json,
+    say_table,
+    shown_path,
+)
 from costream.cli.results import Result
 from costream.errors import ConfigError, DataError
 
@@ -23,7 +31,7 @@ if TYPE_CHECKING:
 
 def run(
     text: Annotated[
-        str | None, typer.Argument(metavar="[TEXT]", help="What to find, in words.")
+        str | None, typer.Argument(metavar="TEXT", help="What to find, in words.")
     ] = None,
     image: Annotated[
         Path | None, typer.Option("--image", metavar="FILE", help="Find pictures like this one.")
@@ -44,6 +52,8 @@ def run(
 ) -> int:
     """Search an index."""
     query = _query(text, image)
+    if html is not None:
+        check_target(html)
     results = search_index(query, index, top=top, model_name=model)
     if html is not None:
         from costream.cli.contact_sheet import Section, write_contact_sheet

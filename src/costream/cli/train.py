@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from costream.cli.options import AsJson, DataSource
-from costream.cli.output import json_path, progress_bar, say, say_json, shown_path
+from costream.cli.options import AllowBroken, AsJson, DataSource
+from costream.cli.output import json_path, json_text, note, progress_bar, say, say_json, shown_path
+from costream.data.failures import printable
 from costream.errors import ConfigError
 
 
@@ -29,11 +32,12 @@ def run(
     ] = None,
     more: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="More options, after --set or without."),
+        typer.Argument(metavar="KEY=VALUE", help="More options, after --set or without."),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the newest intact checkpoint.")
     ] = False,
+    allow_broken: AllowBroken = 0,
     as_json: AsJson = False,
 ) -> int:
     """Train a model."""
@@ -44,7 +48,7 @@ def run(
 
     from costream.train import train
 
-    with progress_bar("Training") as advance:
+    with progress_bar("Training") as advance, _warnings_noted() as warnings:
 
         def step(done: int, total: int, _losses: Mapping[str, float]) -> None:
             advance(done, total)
@@ -53,15 +57,41 @@ def run(
             advance(done, total, what)
 
         model_dir = train(
-            method, data, out, options, resume=resume, progress=step, preparing=prepare
+            method,
+            data,
+            out,
+            options,
+            resume=resume,
+            allow_missing=allow_broken,
+            progress=step,
+            preparing=prepare,
         )
     if os.environ.get("RANK", "0") != "0":
         return 0  # under torchrun, one process speaks for all
     if as_json:
-        say_json({"method": method, "model": json_path(str(model_dir.absolute()))["path"]})
+        model = json_path(str(model_dir.absolute()))["path"]
+        say_json({"method": method, "model": model, "warnings": [json_text(w) for w in warnings]})
     else:
         say(f"trained; use it with --model {shown_path(str(model_dir))}")
-    return 0
+    return 1 if warnings else 0
+
+
+@contextlib.contextmanager
+def _warnings_noted() -> Iterator[list[str]]:
+    """Show the warnings of a training on stderr as they come, and collect them."""
+    sentences: list[str] = []
+
+    class Noting(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            sentences.append(record.getMessage())
+            note(printable(sentences[-1]))
+
+    logger, handler = logging.getLogger("costream.train"), Noting(logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        yield sentences
+    finally:
+        logger.removeHandler(handler)
 
 
 def parse_words(words: list[str]) -> dict[str, str]:

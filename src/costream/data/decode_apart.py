@@ -253,12 +253,13 @@ def serve(arguments: Sequence[str]) -> None:
     limit_s, limit_bytes = float(arguments[0]), int(arguments[1])
     _limit_memory(limit_bytes)
     requests = sys.stdin.buffer
+    # First, for it takes the place of stderr where that is closed, which the answers must not.
+    nowhere = os.open(os.devnull, os.O_WRONLY)
     answers = os.fdopen(os.dup(1), "wb")
     answers.write(_READY)
     answers.flush()
     # Codecs write to both, which would spoil the answers or the terminal. What prevents a start has
     # been said before.
-    nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
     while True:

@@ -146,7 +146,8 @@ class Gatherer:
                 f"{printable(self.name)}: {len(self.failures)} of "
                 f"{num_kept + len(self.failures)} records cannot be used, expected at most "
                 f"{allow_missing}: {named}{f'; and {more} more' if more > 0 else ''}",
-                hint=f"repair them or pass allow_missing={len(self.failures)} to leave them out",
+                hint=f"repair them, or pass allow_missing={len(self.failures)} "
+                f"(--allow-broken {len(self.failures)}) to leave them out",
             )
         if not num_kept:
             raise DataError(

@@ -74,9 +74,9 @@ def read_description(directory: Path, *, ours: bool = True) -> dict[str, Any]:
     try:
         description = json.loads(path.read_text())
     except FileNotFoundError:
-        raise WeightsError(
-            f"{directory} has no config.json", hint="give a model directory"
-        ) from None
+        below = directory / "model"  # where a training run puts its model
+        hint = f"did you mean {below}?" if below.is_dir() else "give a model directory"
+        raise WeightsError(f"{directory} has no config.json", hint=hint) from None
     except (OSError, ValueError) as error:
         raise WeightsError(f"cannot read {path}: {error}", hint="the file is damaged") from error
     if not isinstance(description, dict):

@@ -186,7 +186,8 @@ class _Pictures:
             raise DataError(
                 f"got at least {len(self.broken)} broken pictures, expected at most "
                 f"{self._allowed}; the first is {printable(worst.path)}: {worst.reason}",
-                hint="repair or remove them, or say how many may be left out (allow_broken)",
+                hint="repair or remove them, or say how many may be left out (allow_broken=, "
+                "--allow-broken)",
             )
         return good
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Preparing", "Progress", "TrainConfig", "split_settings", "train"]
 
+_logger = logging.getLogger("costream.train")
+
 Progress = Callable[[int, int, Mapping[str, float]], None]
 Preparing = Callable[[str, int, int], None]
 
@@ -38,6 +41,7 @@ def train(
     settings: Mapping[str, str] | None = None,
     *,
     resume: bool = False,
+    allow_missing: int = 0,
     progress: Progress | None = None,
     preparing: Preparing | None = None,
 ) -> Path:
@@ -54,6 +58,7 @@ def train(
             or of the method's own `Config`.
         resume: Whether to go on from the newest intact checkpoint of `out`; from the start when
             there is none yet.
+        allow_missing: Records that `read_data` may leave out; each is a warning.
         progress: Called each step with steps done, steps in all, and the losses.
         preparing: Called while a method gets ready (fits a visual tokenizer, say) with what it
             does, how much of that is done, and how much there is.
@@ -77,7 +82,7 @@ def train(
         >>> costream.train("cots", make_scenes(8), "run", settings | losses).name
         'model'
     """
-    from costream.data import DataSet, read_data
+    from costream.data import DataSet, printable, read_data
     from costream.encoders.storage import save_model
     from costream.objectives.gather import rank, wait_for_all
     from costream.parts import Base
@@ -97,7 +102,9 @@ def train(
         )
     started_here = start_processes()
     try:
-        samples = data if isinstance(data, DataSet) else read_data(data)
+        samples = (
+            data if isinstance(data, DataSet) else read_data(data, allow_missing=allow_missing)
+        )
         model = start_model(start, seed=loop.seed)
         facts = {
             "method": method,
@@ -108,6 +115,8 @@ def train(
         out.mkdir(parents=True, exist_ok=True)
         if rank() == 0:
             _note_run(out / "run.json", {**facts, "loop": to_dict(loop)}, resume=resume)
+            for failure in samples.missing:
+                _logger.warning("record left out: %s: %s", printable(failure.path), failure.reason)
         base = Base(model=model, data=samples, directory=out, seed=loop.seed, progress=preparing)
         parts = module.parts(own, base)
         for change in parts.surgery:

@@ -95,6 +95,13 @@ def update_pictures(directory: str, pictures: str, log: str, pause_s: str) -> No
     say("end")
 
 
+def just_open(directory: str) -> None:
+    """Open an index, which converts one of an earlier format."""
+    say("go")
+    Index.open(directory).close()
+    say("end")
+
+
 def fill(directory: str, most_bytes: str) -> None:
     """Add until the disk is full, then say how."""
     with Index.open(directory, create=True) as index:
@@ -159,5 +166,6 @@ def say(what: object) -> None:
 
 
 if __name__ == "__main__":
-    verbs = {"churn": churn, "update": update_pictures, "fill": fill, "as_nobody": as_nobody}
+    verbs = {"churn": churn, "update": update_pictures, "fill": fill}
+    verbs |= {"as_nobody": as_nobody, "open": just_open}
     verbs[sys.argv[1]](*sys.argv[2:])

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from costream.errors import CostreamError, DataError
-from costream.index import Index, Item, database, store, update_index
+from costream.index import Filter, Index, Item, codes, database, resident, update_index
 
 WORKER = Path(__file__).with_name("index_worker.py")
 SPACE = ColourHistogram.space
@@ -360,7 +360,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An index with its derived file, closed."""
     directory = tmp_path_factory.mktemp("sound")
     patch = pytest.MonkeyPatch()
-    patch.setattr(store, "_WORTH_A_FILE_BYTES", 1)
+    patch.setattr(resident, "WORTH_A_FILE_BYTES", 1)
     with Index.open(directory, create=True) as index:
         items, vectors = stored_items()
         index.add(items, vectors, SPACE)
@@ -384,9 +384,18 @@ def everything(directory: Path) -> tuple[Any, ...]:
         )
 
 
+def words_and_filters(directory: Path) -> None:
+    """What is compared with no checksum: an answer or an error, but no crash."""
+    with Index.open(directory, create=True) as index:
+        index.search_text("0050 jpg", 500)
+        index.matches(Filter(fields={"number": 50}))
+        index.count(Filter(after=1.0))
+
+
 def outcome(directory: Path) -> tuple[Any, ...] | DataError:
     """Everything, or the error; any other exception than ours fails the test."""
     try:
+        words_and_filters(directory)
         return everything(directory)
     except DataError as error:
         return error
@@ -409,7 +418,7 @@ def test_a_truncated_database_is_an_error_never_an_empty_index(
     for size in sorted(sizes | set(range(4096, len(whole), 4096))):
         directory = spoilt(sound, tmp_path, whole[:size])
         if not derived:
-            (directory / "vectors.f16").unlink()
+            shutil.rmtree(directory / codes.FOLDER)
         with pytest.raises(DataError, match=r"is damaged: .*restore it from a backup, or delete"):
             Index.open(directory, create=True)
         assert (directory / "index.sqlite").stat().st_size == size, "it was written over"
@@ -434,7 +443,7 @@ def test_zeroed_pages_give_the_right_answer_or_an_error(sound: Path, tmp_path: P
         got = outcome(spoilt(sound, tmp_path, content))
         num_errors += isinstance(got, DataError)
         assert isinstance(got, DataError) or got == want
-    assert num_errors > len(whole) // 4096 // 2
+    assert num_errors > 15  # every tree has a page of its own, most of it free
 
 
 def flipped_bits(sound: Path, tmp_path: Path, places: Iterator[int]) -> tuple[int, int]:
@@ -457,7 +466,7 @@ def test_a_flipped_bit_gives_the_right_answer_or_an_error(sound: Path, tmp_path:
     chance = random.Random(8)
     places = [*range(0, 100, 3), *(chance.randrange(size) for _ in range(150))]
     num_flips, num_errors = flipped_bits(sound, tmp_path, iter(places))
-    assert num_errors > num_flips / 5  # much of the file is free space
+    assert num_errors > num_flips / 12  # much of the file is free space
 
 
 @pytest.mark.soak
@@ -466,8 +475,11 @@ def test_every_bytes_flipped_bit(sound: Path, tmp_path: Path) -> None:
     flipped_bits(sound, tmp_path, iter(range(size)))
 
 
-def test_a_half_written_log_leaves_whole_batches(tmp_path: Path) -> None:
+def test_a_half_written_log_leaves_whole_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The log cut at any byte, as by a loss of power: the batches before the cut, no half one."""
+    monkeypatch.setattr(database, "_LOG_BYTES", (2**26, 2**26))  # all batches in one log
     live = tmp_path / "live"
     index = Index.open(live, create=True)
     items, vectors = stored_items()

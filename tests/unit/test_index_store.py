@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from costream.errors import ConfigError, DataError
-from costream.index import Index, Item, codes, store
+from costream.index import Index, Item, answering, codes, resident
 from costream.records import Space
 
 DIM = 16
@@ -134,7 +134,7 @@ def test_there_must_be_an_index_unless_asked_to_make_one(tmp_path: Path) -> None
 
 def test_durability_settings(tmp_path: Path) -> None:
     with filled(tmp_path) as index:
-        connection = index._opened()
+        connection = index._session.connection()
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         assert connection.execute("PRAGMA synchronous").fetchone() == (2,)
 
@@ -142,7 +142,7 @@ def test_durability_settings(tmp_path: Path) -> None:
 def test_stats(tmp_path: Path) -> None:
     with filled(tmp_path) as index:
         stats = index.stats()
-    assert (stats.num_items, stats.space, stats.format) == (30, SPACE, 1)
+    assert (stats.num_items, stats.space, stats.format) == (30, SPACE, 2)
     assert stats.directory == str(tmp_path)
     assert stats.size_bytes > 30 * DIM * 2
 
@@ -150,9 +150,9 @@ def test_stats(tmp_path: Path) -> None:
 def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     filled(tmp_path).close()
     connection = sqlite3.connect(tmp_path / "index.sqlite")
-    connection.execute("PRAGMA user_version = 2")
+    connection.execute("PRAGMA user_version = 3")
     connection.close()
-    with pytest.raises(DataError, match=r"has format 2, .* reads up to 1; pip install --upgrade"):
+    with pytest.raises(DataError, match=r"has format 3, .* reads up to 2; pip install --upgrade"):
         Index.open(tmp_path)
 
 
@@ -187,10 +187,10 @@ def test_several_threads_may_use_one_object(tmp_path: Path) -> None:
 
 def test_a_fork_must_open_its_own(tmp_path: Path) -> None:
     index = filled(tmp_path)
-    index._process += 1  # what a forked child sees
+    index._session._process += 1  # what a forked child sees
     with pytest.raises(DataError, match="open the index again in this process"):
         len(index)
-    index._process -= 1
+    index._session._process -= 1
     index.close()
 
 
@@ -199,11 +199,16 @@ def test_a_fork_must_open_its_own(tmp_path: Path) -> None:
 
 @pytest.fixture
 def with_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(store, "_WORTH_A_FILE_BYTES", 1)
+    monkeypatch.setattr(resident, "WORTH_A_FILE_BYTES", 1)
     with filled(tmp_path) as index:
         index.load()
-    assert (tmp_path / codes.FILE_NAME).exists()
+    assert len(codes.files(tmp_path)) == 1
     return tmp_path
+
+
+def the_file(directory: Path) -> Path:
+    (file,) = codes.files(directory)
+    return file
 
 
 def ranked(directory: Path) -> list[tuple[str, ...]]:
@@ -214,22 +219,23 @@ def ranked(directory: Path) -> list[tuple[str, ...]]:
 def test_the_file_is_used_and_gives_the_same_answer(
     with_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (with_file / codes.FILE_NAME).rename(with_file / "aside")
+    file = the_file(with_file)
+    file.rename(with_file / "aside")
     want = ranked(with_file)
-    (with_file / "aside").replace(with_file / codes.FILE_NAME)
+    (with_file / "aside").replace(file)
 
     def forbidden(*_: object) -> None:
         raise AssertionError("the vectors were read from the database")
 
-    monkeypatch.setattr("costream.index.rows.select_all_vectors", forbidden)
+    monkeypatch.setattr("costream.index.vector_rows.read_all", forbidden)
     assert ranked(with_file) == want
 
 
 @pytest.mark.parametrize("damage", ["absent", "empty", "cut", "longer", "zeroed", "text", "flips"])
 def test_a_damaged_file_changes_no_answer_and_is_written_anew(with_file: Path, damage: str) -> None:
-    file = with_file / codes.FILE_NAME
+    file = the_file(with_file)
     whole = file.read_bytes()
-    (with_file / codes.FILE_NAME).unlink()
+    file.unlink()
     want = ranked(with_file)
     spoilt = {
         "absent": [b""],
@@ -253,10 +259,12 @@ def test_a_damaged_file_changes_no_answer_and_is_written_anew(with_file: Path, d
 
 
 def test_a_file_of_another_state_is_not_used(with_file: Path) -> None:
-    old = (with_file / codes.FILE_NAME).read_bytes()
+    old = the_file(with_file).read_bytes()
     with Index.open(with_file) as index:
+        index.load()
         index.add([Item(id="00003")], unit(1, seed=9), SPACE)  # as many items as before
-    (with_file / codes.FILE_NAME).write_bytes(old)
+    for file in codes.files(with_file):
+        file.write_bytes(old)
     assert ranked(with_file)[0][0] == "00003"
 
 
@@ -265,9 +273,9 @@ def test_the_file_of_another_index_is_not_used(with_file: Path, tmp_path: Path) 
         other.remove(["00000"])
         other.add([Item(id="zzz")], unit(1, seed=9), SPACE)
         other.load()
-    stolen = (tmp_path / "other" / codes.FILE_NAME).read_bytes()
+    stolen = the_file(tmp_path / "other").read_bytes()
     want = ranked(with_file)
-    (with_file / codes.FILE_NAME).write_bytes(stolen)
+    the_file(with_file).write_bytes(stolen)
     assert ranked(with_file) == want
 
 
@@ -284,24 +292,21 @@ def test_rows_with_each_others_keys_give_the_right_answer_or_an_error(
         connection.execute("UPDATE items SET key = ? WHERE id = ?", (key, item_id))
     connection.commit()
     connection.close()
-    monkeypatch.setattr(store, "_MANY", many)
-    if many:
-        assert ranked(with_file) == want
-    else:
-        with pytest.raises(DataError, match=r"the vector of item .* is not what was written"):
-            ranked(with_file)
+    monkeypatch.setattr(answering, "_MANY", many)
+    with pytest.raises(DataError, match=r"the row of item .* is not what was written"):
+        ranked(with_file)
 
 
 def test_abandoned_drafts_are_removed_and_fresh_ones_left(with_file: Path) -> None:
     for name, age_s in (("1-a", 3600), ("2-b", 1)):
-        draft = with_file / f"{codes.FILE_NAME}.{name}.new"
+        draft = with_file / codes.FOLDER / f"1.{name}.new"
         draft.touch()
         when = draft.stat().st_mtime - age_s
         os.utime(draft, (when, when))
-    (with_file / codes.FILE_NAME).unlink()
+    the_file(with_file).unlink()
     ranked(with_file)
-    assert not (with_file / f"{codes.FILE_NAME}.1-a.new").exists()
-    assert (with_file / f"{codes.FILE_NAME}.2-b.new").exists()
+    assert not (with_file / codes.FOLDER / "1.1-a.new").exists()
+    assert (with_file / codes.FOLDER / "1.2-b.new").exists()
 
 
 def test_the_store_stays_small_under_churn(tmp_path: Path) -> None:

@@ -6,21 +6,25 @@ Shape letters: N items, D dimensions.
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from costream.errors import ConfigError, DataError, NumericalError, SpaceMismatch
-from costream.index.records import Item
+from costream.index.records import MODALITIES, Item
 from costream.records import Space
 
 # How far from 1 the length of a vector may be in a space of unit vectors: wider than float16 or
 # bfloat16 rounding, narrower than any mistake.
 _LENGTH_SLACK = 0.02
+_MOST_MOMENTS = 2**20
 _LARGEST_INT = 2**63 - 1
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def checked_vectors(
@@ -43,8 +47,7 @@ def checked_vectors(
         NumericalError: A row is not finite, zero, too large for float16, or not of length 1 in a
             space of unit vectors; the item is named.
     """
-    if space.kind != "dense":
-        raise ConfigError(f"got {space.kind} vectors, this index holds dense ones only")
+    refuse_other_kinds(space)
     vectors_ND = np.asarray(vectors_ND)
     if vectors_ND.dtype.kind != "f" or vectors_ND.ndim != 2 or len(vectors_ND) != len(items):
         raise DataError(
@@ -58,17 +61,119 @@ def checked_vectors(
             f"expected {space.dim} as {in_words(space)} has",
             hint="pass the space of the model that made the vectors",
         )
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         stored_ND = vectors_ND.astype("<f2")
-    lengths_N = np.sqrt((vectors_ND.astype(np.float64) ** 2).sum(axis=1))
+        lengths_N = np.sqrt(np.einsum("nd,nd->n", vectors_ND, vectors_ND))
+        off_N = ~(np.abs(lengths_N - 1) <= _LENGTH_SLACK)
+    if space.normalised and not off_N.any():
+        return stored_ND  # of length 1: finite, and no row zero in float16
     _refuse_rows(items, ~np.isfinite(vectors_ND).all(axis=1), "has a value that is not finite")
     _refuse_rows(items, ~np.isfinite(stored_ND).all(axis=1), "has a value above 65,504")
     _refuse_rows(items, (stored_ND == 0).all(axis=1), "is zero in float16")
     if space.normalised:
-        _refuse_rows(
-            items, np.abs(lengths_N - 1) > _LENGTH_SLACK, "has another length than 1", lengths_N
-        )
+        _refuse_rows(items, off_N, "has another length than 1", lengths_N)
     return stored_ND
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Vectors that passed every check, in the order of the items they belong to.
+
+    Attributes:
+        vectors: float16 (M, D), little-endian.
+        parents: int64 (M,): number of the item, never falling.
+        spans: float64 (M, 2), or None when none has a span; NaN for none.
+    """
+
+    vectors: NDArray[np.float16]
+    parents: NDArray[np.int64]
+    spans: NDArray[np.float64] | None = None
+
+    def parts(self) -> NDArray[np.int64]:
+        """int64 (M,): the vector's number within its item."""
+        firsts = np.searchsorted(self.parents, self.parents, side="left")
+        return np.arange(len(self.parents)) - firsts
+
+    def of(self, rows: Sequence[int]) -> Batch:
+        """The vectors of some of the items, which are numbered anew."""
+        numbers = np.full(int(self.parents.max(initial=-1)) + 1, -1)
+        numbers[list(rows)] = np.arange(len(rows))
+        parents = numbers[self.parents]
+        order = np.argsort(parents, kind="stable")[int((parents < 0).sum()) :]
+        spans = None if self.spans is None else self.spans[order]
+        return Batch(self.vectors[order], parents[order], spans)
+
+
+def checked_batch(items: Sequence[Item], vectors_ND: NDArray[Any], space: Space) -> Batch:
+    """One vector an item, as they are stored; raises what `checked_vectors` raises."""
+    refuse_repeated(items)
+    stored = checked_vectors(items, vectors_ND, space)
+    return Batch(stored, np.arange(len(items), dtype=np.int64))
+
+
+def checked_moments(
+    items: Sequence[Item],
+    vectors_MD: NDArray[Any],
+    parents: NDArray[Any],
+    spans: NDArray[Any],
+    space: Space,
+) -> Batch:
+    """Vectors of moments as they are stored.
+
+    Args:
+        items: What the vectors belong to.
+        vectors_MD: Floating point (M, D).
+        parents: Integer (M,): which of the items.
+        spans: Floating point (M, 2): start and end in seconds; both NaN for no span.
+        space: Where they live.
+
+    Returns:
+        The vectors in the order of the items.
+
+    Raises:
+        DataError: An array has another form, a parent is none of the items, an item has no vector
+            or more than 2**20, a span ends before it starts or is half given, or an id comes twice.
+        ConfigError, SpaceMismatch, NumericalError: As of `checked_vectors`.
+    """
+    refuse_repeated(items)
+    parents_M, spans_M2 = np.asarray(parents), np.asarray(spans)
+    count = len(vectors_MD)
+    if parents_M.dtype.kind not in "iu" or parents_M.shape != (count,):
+        raise DataError(
+            f"got parents of type {parents_M.dtype} and shape {parents_M.shape}, "
+            f"expected integers ({count},)"
+        )
+    if spans_M2.dtype.kind != "f" or spans_M2.shape != (count, 2):
+        raise DataError(
+            f"got spans of type {spans_M2.dtype} and shape {spans_M2.shape}, "
+            f"expected floating point ({count}, 2)"
+        )
+    if count and not (0 <= parents_M.min() and parents_M.max() < len(items)):
+        raise DataError(
+            f"got parents from {parents_M.min()} to {parents_M.max()}, "
+            f"expected numbers of {len(items)} items"
+        )
+    counts = np.bincount(parents_M, minlength=len(items))
+    for row in np.flatnonzero((counts == 0) | (counts > _MOST_MOMENTS))[:1].tolist():
+        raise DataError(
+            f"item {items[row].id!r} has {counts[row]} vectors, expected 1 to {_MOST_MOMENTS:,}"
+        )
+    start_M, end_M = spans_M2.T.astype(np.float64)
+    given_M = np.isfinite(start_M) & np.isfinite(end_M)
+    fine_M = (np.isnan(start_M) & np.isnan(end_M)) | (given_M & (start_M <= end_M))
+    for row in np.flatnonzero(~fine_M)[:1].tolist():
+        raise DataError(
+            f"item {items[parents_M[row]].id!r} has a moment from {start_M[row]} to {end_M[row]}, "
+            "expected finite seconds in order, or NaN for both"
+        )
+    stored = checked_vectors([items[row] for row in parents_M.tolist()], vectors_MD, space)
+    order = np.argsort(parents_M, kind="stable")
+    has_spans = not np.isnan(start_M).all()
+    return Batch(
+        stored[order],
+        parents_M[order].astype(np.int64),
+        spans_M2[order].astype(np.float64) if has_spans else None,
+    )
 
 
 def _refuse_rows(
@@ -85,6 +190,16 @@ def _refuse_rows(
         f"the vector of item {items[row].id!r} {what}{length}; nothing was stored",
         hint=f"{int(bad_N.sum())} of {len(items)} vectors are like that; check the model",
     )
+
+
+def refuse_other_kinds(space: Space) -> None:
+    """Refuse a space of several or sparse vectors.
+
+    Raises:
+        ConfigError: It is one.
+    """
+    if space.kind != "dense":
+        raise ConfigError(f"got {space.kind} vectors, this index holds dense ones only")
 
 
 def refuse_repeated(items: Sequence[Item]) -> None:
@@ -108,28 +223,50 @@ def checked_row(item: Item) -> tuple[bytes, str]:
     """
     if not item.id:
         raise DataError("got an item with an empty id, expected a unique name")
-    if replace(item, meta={}) != Item(
-        id=item.id,
-        path=item.path,
-        content_hash=item.content_hash,
-        size=item.size,
-        mtime_ns=item.mtime_ns,
-    ):
-        raise DataError(
-            f"item {item.id!r} has a modality, date, tags, caption or text, "
-            "expected an image without, which is what format 1 of an index holds"
-        )
     for name, value in (("size", item.size), ("mtime_ns", item.mtime_ns)):
         if not -_LARGEST_INT <= value <= _LARGEST_INT:
             raise DataError(f"item {item.id!r} has {name}={value}, expected a 64-bit number")
+    _check_words(item)
     try:
-        meta = json.dumps(dict(item.meta), sort_keys=True, allow_nan=False)
+        meta = _SURROGATE.sub(
+            lambda found: f"\\u{ord(found[0]):04x}",
+            json.dumps(dict(item.meta), sort_keys=True, allow_nan=False, ensure_ascii=False),
+        )
     except (TypeError, ValueError) as error:
         raise DataError(
             f"the meta of item {item.id!r} cannot be stored as JSON: {error}",
             hint="use strings, finite numbers, lists and dictionaries",
         ) from error
     return encoded_id(item.id), meta
+
+
+def _check_words(item: Item) -> None:
+    if item.modality not in MODALITIES:
+        raise DataError(
+            f"item {item.id!r} has modality {item.modality!r}, expected one of "
+            f"{', '.join(MODALITIES)}"
+        )
+    if item.date is not None and not math.isfinite(item.date):
+        raise DataError(f"item {item.id!r} has date {item.date}, expected finite seconds or None")
+    # A string here would become a tag a letter.
+    if not isinstance(item.tags, tuple) or not all(item.tags) or "\x1f" in "".join(item.tags):
+        raise DataError(
+            f"item {item.id!r} has tags {item.tags!r}, expected a tuple of words, none empty and "
+            "none with the control character 31"
+        )
+    for text in (item.caption, item.text, item.content_hash, *item.tags):
+        if not text.isascii():
+            _refuse_surrogates(item, text)
+
+
+def _refuse_surrogates(item: Item, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"a text of item {item.id!r} is no valid Unicode: {text[:80]!r}",
+            hint="replace what cannot be encoded, as text.encode('utf-8', 'replace') does",
+        ) from error
 
 
 def encoded_id(item_id: str) -> bytes:

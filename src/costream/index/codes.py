@@ -1,11 +1,13 @@
-"""The file `vectors.f16`: all vectors of an index in one read, derived and never trusted.
+"""The files in `codes/`: the vectors of the active space in one read, derived and never trusted.
 
-Opening 100,000 vectors through SQLite takes ten times as long as reading them in one piece. The
-file names the state of the database that it was made from and carries a checksum; when it is
-absent, of another state or damaged, the vectors come from the database and the file is written
-anew. Deleting it is always safe.
+Opening a million vectors through SQLite takes ten times as long as reading them in one piece. Each
+file says from which state of the database to which it leads: the first from nothing, each further
+one holds what changed since. A file is written once, under another name, and moved into place; so
+several processes may write, and a killed one leaves nothing half. Files that are absent, of another
+state or damaged are not used: the vectors come from the database and are written anew. Deleting
+them is always safe.
 
-Shape letters: N items in order of their ids, D dimensions.
+Shape letters: M vectors, K keys, D dimensions.
 """
 
 from __future__ import annotations
@@ -15,117 +17,272 @@ import os
 import struct
 import time
 import zlib
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-FILE_NAME = "vectors.f16"
-# Magic, version, dimensions, items, length of the longest vector, token of the database's state;
-# all little-endian, followed by the keys (int64), the vectors (float16) and the checksum.
-_HEADER = struct.Struct("<8sIIQd16s")
+FOLDER = "codes"
+# The state before the first.
+NOTHING = bytes(16)
+_SUFFIX = ".f16"
+# Magic, version, dimensions, vectors, keys, longest vector, the states from and to, generation;
+# then its own checksum. After it the keys (int64), places (int64) and vectors (float16), and a
+# checksum for each of these and for each block of vectors.
+_HEADER = struct.Struct("<8sIIQQd16s16sQ")
 _MAGIC = b"costream"
-_VERSION = 1
-_CHECKSUM_BYTES = 4
+_VERSION = 2
+_CRC_BYTES = 4
+_BLOCK_BYTES = 2**24
 # A draft this old was left by a process that was killed.
 _ABANDONED_S = 600.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Codes:
-    """All vectors of one state of an index.
+class Segment:
+    """What changed between two states of an index.
 
     Attributes:
-        token: Which state, 16 bytes.
-        keys: int64 (N,), keys of the items in the database.
-        vectors: float16 (N, D).
+        before: Token of the state before; `NOTHING` for a whole state.
+        token: Token of the state after.
+        generations: Numbers of these states.
+        keys: int64 (K,): items whose earlier vectors are void.
+        places: int64 (M,): places of the vectors.
+        vectors: float16 (M, D).
         longest: Length of the longest vector.
     """
 
+    before: bytes
     token: bytes
-    keys: NDArray[np.int64]
+    generations: tuple[int, int]
+    keys: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    places: NDArray[np.int64]
     vectors: NDArray[np.float16]
     longest: float
 
 
-def read_codes(directory: Path, token: bytes, num_items: int, dim: int) -> Codes | None:
-    """Read the file if it is that of this state and whole.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Header:
+    """The beginning of a file.
+
+    Attributes:
+        path: The file.
+        num_vectors: M.
+        num_keys: K.
+        dim: D.
+    """
+
+    path: Path
+    dim: int
+    num_vectors: int
+    num_keys: int
+    longest: float
+    before: bytes
+    token: bytes
+    generation: int
+
+    @property
+    def num_blocks(self) -> int:
+        """How many blocks of vectors have a checksum of their own."""
+        return -(-self.num_vectors * self.dim * 2 // _BLOCK_BYTES)
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the whole file."""
+        body = 8 * (self.num_keys + self.num_vectors) + 2 * self.dim * self.num_vectors
+        return _HEADER.size + _CRC_BYTES + body + _CRC_BYTES * (2 + self.num_blocks)
+
+
+def chain(directory: Path, dim: int) -> list[Header]:
+    """The files that lead from nothing to the latest state, in order; empty when none does."""
+    by_start: dict[bytes, Header] = {}
+    for header in _headers(directory):
+        known = by_start.get(header.before)
+        if header.dim == dim and (known is None or header.generation > known.generation):
+            by_start[header.before] = header
+    found: list[Header] = []
+    token = NOTHING
+    while (following := by_start.pop(token, None)) is not None:
+        found.append(following)
+        token = following.token
+    return found
+
+
+def read_segment(
+    header: Header, places: NDArray[np.int64], vectors: NDArray[np.float16]
+) -> NDArray[np.int64] | None:
+    """Read one file.
 
     Args:
-        directory: Folder of the index.
-        token: State of the database.
-        num_items: Items in the database.
-        dim: Dimensions of its vectors.
+        header: Its beginning.
+        places: int64 (M,), written to.
+        vectors: float16 (M, D), contiguous, written to.
 
     Returns:
-        The vectors, or None when they have to come from the database.
+        Its keys, or None when it is gone or damaged.
     """
-    if not num_items:
-        return None
-    size = _HEADER.size + num_items * (8 + 2 * dim) + _CHECKSUM_BYTES
+    keys = np.empty(header.num_keys, dtype="<i8")
     try:
-        with (directory / FILE_NAME).open("rb") as stream:
-            if os.fstat(stream.fileno()).st_size != size:
-                return None
-            whole = np.empty(size, dtype=np.uint8)
-            if stream.readinto(whole.data) != size:
-                return None
+        with header.path.open("rb", buffering=0) as stream:
+            stream.seek(_HEADER.size + _CRC_BYTES)
+            checksums = []
+            for block in _blocks(keys, places, vectors):
+                if not _fill(stream, block):
+                    return None
+                checksums.append(zlib.crc32(block))
+            written = stream.read(_CRC_BYTES * len(checksums) + 1)
     except OSError:
         return None
-    head = _HEADER.unpack_from(whole.data)
-    if head[:4] != (_MAGIC, _VERSION, dim, num_items) or head[5] != token:
-        return None
-    body = whole.data[:-_CHECKSUM_BYTES]
-    if zlib.crc32(body).to_bytes(_CHECKSUM_BYTES, "little") != whole[-_CHECKSUM_BYTES:].tobytes():
-        return None
-    after_keys = _HEADER.size + 8 * num_items
-    return Codes(
-        token=token,
-        keys=whole[_HEADER.size : after_keys].view("<i8"),
-        vectors=whole[after_keys:-_CHECKSUM_BYTES].view("<f2").reshape(num_items, dim),
-        longest=head[4],
-    )
+    return keys if written == _packed(checksums) else None
 
 
-def write_codes(directory: Path, codes: Codes) -> bool:
-    """Write the file, all or nothing.
+def write_segment(directory: Path, segment: Segment) -> Header | None:
+    """Write one file, all or nothing; a whole state replaces every file there was.
 
     Args:
         directory: Folder of the index.
-        codes: What to write.
+        segment: What to write.
 
     Returns:
-        Whether it was written. A directory that is read-only or full is no error: the next
-        search takes the vectors from the database again.
+        The beginning of the file, or None when it could not be written. A directory that is
+        read-only or full is no error: the vectors come from the database again.
     """
-    num_items, dim = codes.vectors.shape
-    parts: list[bytes | memoryview] = [
-        _HEADER.pack(_MAGIC, _VERSION, dim, num_items, codes.longest, codes.token),
-        np.ascontiguousarray(codes.keys, dtype="<i8").data,
-        np.ascontiguousarray(codes.vectors, dtype="<f2").data,
-    ]
-    checksum = 0
-    for part in parts:
-        checksum = zlib.crc32(part, checksum)
-    draft = directory / f"{FILE_NAME}.{os.getpid()}-{os.urandom(4).hex()}.new"
+    folder = directory / FOLDER
+    num_vectors, dim = segment.vectors.shape
+    header = _HEADER.pack(
+        *(_MAGIC, _VERSION, dim, num_vectors, len(segment.keys), segment.longest),
+        *(segment.before, segment.token, segment.generations[1]),
+    )
+    before, after = segment.generations
+    name = f"{after:016d}-{before:016d}{_SUFFIX}"
+    draft = folder / f"{name}.{os.getpid()}-{os.urandom(4).hex()}.new"
+    arrays = (
+        np.ascontiguousarray(segment.keys, dtype="<i8"),
+        np.ascontiguousarray(segment.places, dtype="<i8"),
+        np.ascontiguousarray(segment.vectors, dtype="<f2"),
+    )
     try:
-        _remove_abandoned(directory)
-        with draft.open("wb") as stream:
-            for part in parts:
-                stream.write(part)
-            stream.write(checksum.to_bytes(_CHECKSUM_BYTES, "little"))
-        # No fsync: after a loss of power the checksum tells.
-        draft.replace(directory / FILE_NAME)
+        folder.mkdir(exist_ok=True)
+        remove_abandoned(directory)
+        with draft.open("wb", buffering=0) as stream:
+            _write(stream, header + _packed([zlib.crc32(header)]))
+            checksums = []
+            for block in _blocks(*arrays):
+                _write(stream, block)
+                checksums.append(zlib.crc32(block))
+            _write(stream, _packed(checksums))
+        # No fsync: after a loss of power the checksums tell.
+        draft.replace(folder / name)
+        if segment.before == NOTHING:
+            _remove_files(folder, keep=name)
     except OSError:
         with contextlib.suppress(OSError):
             draft.unlink(missing_ok=True)
-        return False
-    return True
+        return None
+    return Header(
+        path=folder / name,
+        dim=dim,
+        num_vectors=num_vectors,
+        num_keys=len(segment.keys),
+        longest=segment.longest,
+        before=segment.before,
+        token=segment.token,
+        generation=after,
+    )
 
 
-def _remove_abandoned(directory: Path) -> None:
-    for draft in (*directory.glob(f"{FILE_NAME}.*.new"), *directory.glob("index.sqlite.*.new*")):
+def remove_all(directory: Path) -> None:
+    """Remove every file, drafts too.
+
+    Raises:
+        OSError: One cannot be removed.
+    """
+    folder = directory / FOLDER
+    if folder.exists():
+        for path in folder.iterdir():
+            path.unlink(missing_ok=True)
+        folder.rmdir()
+
+
+def files(directory: Path) -> list[Path]:
+    """The files that there are, drafts not counted."""
+    return sorted((directory / FOLDER).glob(f"*{_SUFFIX}"))
+
+
+def remove_abandoned(directory: Path) -> None:
+    """Remove drafts that killed processes left."""
+    drafts = (*(directory / FOLDER).glob("*.new"), *directory.glob("index.sqlite.*.new*"))
+    for draft in drafts:
         with contextlib.suppress(FileNotFoundError):
             if time.time() - draft.stat().st_mtime > _ABANDONED_S:
                 draft.unlink()
+
+
+def _remove_files(folder: Path, *, keep: str) -> None:
+    for path in folder.glob(f"*{_SUFFIX}"):
+        if path.name < keep:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _headers(directory: Path) -> Iterator[Header]:
+    for path in files(directory):
+        try:
+            with path.open("rb", buffering=0) as stream:
+                written = stream.read(_HEADER.size + _CRC_BYTES)
+                size = os.fstat(stream.fileno()).st_size
+        except OSError:
+            continue
+        body = written[: _HEADER.size]
+        if len(written) < _HEADER.size + _CRC_BYTES:
+            continue
+        magic, version, dim, num_vectors, num_keys, longest, *states = _HEADER.unpack(body)
+        if written[_HEADER.size :] != _packed([zlib.crc32(body)]):
+            continue
+        header = Header(
+            path=path,
+            dim=dim,
+            num_vectors=num_vectors,
+            num_keys=num_keys,
+            longest=longest,
+            before=states[0],
+            token=states[1],
+            generation=states[2],
+        )
+        if (magic, version, size) == (_MAGIC, _VERSION, header.size_bytes):
+            yield header
+
+
+def _blocks(
+    keys: NDArray[np.int64], places: NDArray[np.int64], vectors: NDArray[np.float16]
+) -> Iterator[memoryview]:
+    """The bytes of the keys, of the places, and of each block of vectors."""
+    yield _bytes_of(keys)
+    yield _bytes_of(places)
+    whole = _bytes_of(vectors)
+    for start in range(0, len(whole), _BLOCK_BYTES):
+        yield whole[start : start + _BLOCK_BYTES]
+
+
+def _bytes_of(array: NDArray[np.int64] | NDArray[np.float16]) -> memoryview:
+    return array.reshape(-1).view(np.uint8).data
+
+
+def _fill(stream: FileIO, block: memoryview) -> bool:
+    done = 0
+    while done < len(block) and (count := stream.readinto(block[done:])):
+        done += count
+    return done == len(block)
+
+
+def _write(stream: FileIO, content: bytes | memoryview) -> None:
+    rest = memoryview(content)
+    while rest:
+        rest = rest[stream.write(rest) :]
+
+
+def _packed(checksums: Sequence[int]) -> bytes:
+    return struct.pack(f"<{len(checksums)}I", *checksums)

@@ -14,11 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from costream.errors import CostreamError, DataError
-from costream.index import rows
-from costream.index.rows import DamageError
+from costream.index import migration, schema
+from costream.index.schema import FORMAT, DamageError
 
 FILE_NAME = "index.sqlite"
-FORMAT = 1
 # How long one process waits for another that is writing.
 BUSY_TIMEOUT_S = 60.0
 # Marks an SQLite file as an index ("cost" in ASCII).
@@ -26,35 +25,14 @@ _APPLICATION_ID = 0x636F7374
 _MAGIC = b"SQLite format 3\x00"
 _REBUILD = "restore it from a backup, or delete the directory and index the files again"
 
-# `vectors` is apart from `items` so that looking through names and dates does not read vectors.
-# Ids are the UTF-8 bytes of the string, with undecodable bytes of file names as they were; paths
-# are the bytes of the file system. SQLite does not notice a flipped bit within a value, so every
-# row has a checksum. `state.token` is new after every change of ids or vectors.
-_SCHEMA = """
-CREATE TABLE state (
-    one INTEGER PRIMARY KEY CHECK (one = 1),
-    token BLOB NOT NULL,
-    num_items INTEGER NOT NULL,
-    space TEXT,
-    crc INTEGER NOT NULL
-);
-CREATE TABLE items (
-    key INTEGER PRIMARY KEY,
-    id BLOB NOT NULL UNIQUE,
-    path BLOB,
-    content_hash TEXT NOT NULL,
-    size INTEGER NOT NULL,
-    mtime_ns INTEGER NOT NULL,
-    meta TEXT NOT NULL,
-    crc INTEGER NOT NULL
-);
-CREATE INDEX items_by_content ON items (content_hash);
-CREATE TABLE vectors (
-    key INTEGER PRIMARY KEY REFERENCES items (key) ON DELETE CASCADE,
-    vector BLOB NOT NULL,
-    crc INTEGER NOT NULL
-);
-"""
+# Pages held in memory: ids arrive in any order, and each is looked up in the tree of ids.
+_CACHE_KIB = 64 * 1024
+# The log is written back when it has this share of the database, within bounds.
+_LOG_SHARE = 4
+_LOG_BYTES = (2**20, 2**26)
+# Unused pages are returned when they are more than this share of all, except for so many.
+_FREE_SHARE = 4
+_FREE_PAGES = 16
 
 
 def open_database(directory: Path, *, create: bool) -> tuple[sqlite3.Connection, bool]:
@@ -84,8 +62,11 @@ def open_database(directory: Path, *, create: bool) -> tuple[sqlite3.Connection,
         _check_whole(path)
         connection, read_only = _connect(path)
         try:
-            _check_format(connection, path)
+            version = _check_format(connection, path)
             _configure(connection, read_only)
+            if version < FORMAT:
+                _bring_up(connection, path, read_only)
+            schema.read_state(connection)
         except BaseException:
             connection.close()
             raise
@@ -160,11 +141,7 @@ def _create(directory: Path, path: Path) -> None:
         try:
             connection = sqlite3.connect(draft, isolation_level=None)
             try:
-                connection.execute("PRAGMA journal_mode = WAL")
-                connection.execute("PRAGMA synchronous = FULL")
-                connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-                connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT")
-                rows.write_state(connection, rows.State(num_items=0, space=None))
+                make_tables(connection)
             finally:
                 connection.close()
             _publish(draft, path)
@@ -172,6 +149,18 @@ def _create(directory: Path, path: Path) -> None:
             for suffix in ("", "-wal", "-shm"):
                 draft.with_name(draft.name + suffix).unlink(missing_ok=True)
         _sync_directory(directory)
+
+
+def make_tables(connection: sqlite3.Connection) -> None:
+    """Turn an empty database into an empty index."""
+    # Both before the first table, after which they cannot change.
+    connection.execute(f"PRAGMA page_size = {schema.PAGE_BYTES}")
+    connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+    connection.executescript(f"BEGIN; {schema.SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT")
+    schema.begin_history(connection, schema.State())
 
 
 def _publish(draft: Path, path: Path) -> None:
@@ -237,7 +226,7 @@ def _connect(path: Path) -> tuple[sqlite3.Connection, bool]:
     return connection, not writable
 
 
-def _check_format(connection: sqlite3.Connection, path: Path) -> None:
+def _check_format(connection: sqlite3.Connection, path: Path) -> int:
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if application != _APPLICATION_ID:
@@ -252,17 +241,53 @@ def _check_format(connection: sqlite3.Connection, path: Path) -> None:
         )
     if version < 1:
         raise damaged(path, f"it says that its format is {version}")
-    rows.read_state(connection)
+    return int(version)
+
+
+def _bring_up(connection: sqlite3.Connection, path: Path, read_only: bool) -> None:
+    """Convert an index of an earlier format."""
+    if read_only:
+        raise DataError(
+            f"{_name(path)} has an earlier format, which has to be converted to format {FORMAT}, "
+            "and you may not write to it",
+            hint="open it once with write permission, or copy it and open the copy",
+        )
+    migration.migrate(connection)
 
 
 def _configure(connection: sqlite3.Connection, read_only: bool) -> None:
     connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
     if read_only:
         return
     connection.execute("PRAGMA synchronous = FULL")
     # On macOS fsync does not reach the disk without these; elsewhere they do nothing.
     connection.execute("PRAGMA fullfsync = ON")
     connection.execute("PRAGMA checkpoint_fullfsync = ON")
+    # What is removed is overwritten, not only given up.
+    connection.execute("PRAGMA secure_delete = ON")
+    bound_log(connection)
+
+
+def bound_log(connection: sqlite3.Connection) -> None:
+    """Keep the log small beside the database; to be called again when that has grown."""
+    (num_pages,) = connection.execute("PRAGMA page_count").fetchone()
+    (page_bytes,) = connection.execute("PRAGMA page_size").fetchone()
+    least, most = (size // page_bytes for size in _LOG_BYTES)
+    wanted = min(max(num_pages // _LOG_SHARE, least), most)
+    connection.execute(f"PRAGMA wal_autocheckpoint = {wanted}")
+    connection.execute(f"PRAGMA journal_size_limit = {wanted * page_bytes}")
+
+
+def give_back(connection: sqlite3.Connection) -> None:
+    """Return pages that are no longer used to the file system, when they are many.
+
+    Called within a transaction; an index that was made by an earlier format keeps them.
+    """
+    (num_free,) = connection.execute("PRAGMA freelist_count").fetchone()
+    (num_pages,) = connection.execute("PRAGMA page_count").fetchone()
+    if num_free > max(num_pages // _FREE_SHARE, _FREE_PAGES):
+        connection.execute(f"PRAGMA incremental_vacuum({num_free - _FREE_PAGES})").fetchall()
 
 
 def _name(path: Path) -> str:

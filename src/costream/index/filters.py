@@ -6,11 +6,12 @@ The law is `Filter.matches`; every index gives what it gives, however it finds t
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 from costream.errors import ConfigError
 from costream.index.records import MODALITIES, Item
@@ -21,6 +22,8 @@ FieldValue: TypeAlias = str | int | float | bool
 _LARGEST_INT = 2**63 - 1
 # What JSON takes for a number.
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
+# What JSON writes with a backslash.
+_UNNAMEABLE = re.compile(r'["\\\x00-\x1f]')
 _YEAR_OR_MONTH = re.compile(r"\d{4}(-\d{2})?")
 _KEYS = ("path", "modality", "tag", "after", "before", "id")
 _META = "meta."
@@ -32,7 +35,7 @@ class Filter:
     """Conditions that must all hold; one that is not given always holds.
 
     Attributes:
-        path_prefix: The item's path begins so. Items without a path do not match.
+        path_prefix: The bytes of the item's path begin so. Items without a path do not match.
         modality: The item's modality is one of these.
         tags: The item has all of these tags.
         after: Seconds since 1970 UTC; the item's date, or else the time its file was modified, is
@@ -44,7 +47,7 @@ class Filter:
         ids: The item is one of these.
 
     Raises:
-        ConfigError: A value has another type or range, or an unknown modality.
+        ConfigError: A value has another type or range, is no valid Unicode, or an unknown modality.
 
     Example:
         >>> Filter(tags=("beach",)).matches(Item(id="a", tags=("beach", "2024")))
@@ -79,6 +82,9 @@ class Filter:
                 raise ConfigError(f"got {name}={value} in a filter, expected finite seconds")
         for name, value in self.fields.items():
             _check_field(name, value)
+        _check_text(*self.tags, *self.fields, *filter(_is_text, self.fields.values()))
+        for text in (self.path_prefix, *(self.ids or ())):
+            _check_name(text)
 
     @property
     def is_empty(self) -> bool:
@@ -89,7 +95,7 @@ class Filter:
         """Whether every condition holds for an item."""
         when = item.when
         return (
-            (not self.path_prefix or (item.path or "").startswith(self.path_prefix))
+            (not self.path_prefix or _begins(item.path, self.path_prefix))
             and (not self.modality or item.modality in self.modality)
             and set(self.tags) <= set(item.tags)
             and (self.after is None or (when is not None and when >= self.after))
@@ -156,18 +162,42 @@ def number_in(text: str) -> float | int | None:
     if written[2] is None and written[3] is None and abs(int(text)) <= _LARGEST_INT:
         return int(text)
     value = float(text)
-    return value if math.isfinite(value) else None
+    return value if abs(value) <= _LARGEST_INT else None
 
 
 def _is_tuple_of_text(value: Any) -> bool:
     return isinstance(value, tuple) and all(isinstance(one, str) for one in value)
 
 
+def _is_text(value: Any) -> TypeGuard[str]:
+    return isinstance(value, str)
+
+
+def _check_text(*texts: str) -> None:
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ConfigError(f"got {text!r} in a filter, expected valid Unicode") from error
+
+
+def _check_name(text: str) -> None:
+    """Names of files may hold bytes that are no text, as Python writes them."""
+    try:
+        text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"got {text!r} in a filter, expected valid Unicode") from error
+
+
+def _begins(path: str | None, prefix: str) -> bool:
+    return path is not None and os.fsencode(path).startswith(os.fsencode(prefix))
+
+
 def _check_field(name: str, value: Any) -> None:
-    if not name or any(not step for step in name.split(".")) or '"' in name:
+    if not all(name.split(".")) or _UNNAMEABLE.search(name):
         raise ConfigError(
             f"got the field {name!r} in a filter, expected names with dots between them, "
-            "without quotation marks"
+            "without quotation marks, backslashes and control characters"
         )
     if not isinstance(value, str | int | float | bool):
         raise ConfigError(

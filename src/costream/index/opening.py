@@ -46,4 +46,4 @@ def open_index(place: str | os.PathLike[str], *, create: bool = False) -> Search
         )
     from costream.index.store import Index
 
-    return Index.open(name, create=create)  # type: ignore[return-value]  # format 2 is to come
+    return Index.open(name, create=create)

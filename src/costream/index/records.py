@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 
 Modality = Literal["image", "video", "audio", "text"]
+Role = Literal["active", "building", "retired"]
 MODALITIES: tuple[Modality, ...] = ("image", "video", "audio", "text")
 
 
@@ -82,7 +83,7 @@ class SpaceEntry:
     """
 
     space: Space
-    role: Literal["active", "building", "retired"]
+    role: Role
     num_items: int
 
 

@@ -1,14 +1,12 @@
 """`Index`: items and their vectors, durable in one directory, searched exactly.
 
-Shape letters: Q queries, N items, D dimensions.
+Shape letters: Q queries, N items, M vectors, D dimensions.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sqlite3
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,16 +16,32 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from costream.errors import DataError
-from costream.index import check, codes, database, rows
-from costream.index.records import IndexStats, Item
+from costream.errors import ConfigError, DataError
+from costream.index import (
+    answering,
+    check,
+    codes,
+    conditions,
+    database,
+    integrity,
+    maintenance,
+    resident,
+    rows,
+    schema,
+    spaces,
+    vector_rows,
+    writing,
+)
+from costream.index.answering import Hit
+from costream.index.check import Batch
+from costream.index.filters import Filter
+from costream.index.records import IndexStats, Item, Moment, SpaceEntry
+from costream.index.resident import Resident
+from costream.index.schema import SpaceRow, State
+from costream.index.session import Session
+from costream.index.vector_rows import StoredVector
+from costream.index.writing import Change
 from costream.records import Ranking, Space
-from costream.scoring.dot import ExactScan, longest_vector
-
-# Fewer bytes of vectors than this load fast enough from the database.
-_WORTH_A_FILE_BYTES = 2**18
-# From a share of 1 / this of all items on, reading every id beats looking them up one by one.
-_MANY = 20
 
 
 class Index:
@@ -47,19 +61,15 @@ class Index:
         (('b',),)
     """
 
-    def __init__(self, directory: Path, connection: sqlite3.Connection, *, read_only: bool) -> None:
-        self.directory = directory
-        self.read_only = read_only
-        self._connection: sqlite3.Connection | None = connection
-        self._lock = threading.RLock()
-        self._process = os.getpid()
-        self._codes: codes.Codes | None = None
-        self._scan: ExactScan | None = None
-        self._ids: list[str] | None = None
+    def __init__(self, session: Session) -> None:
+        self.directory = session.directory
+        self._session = session
+        self._resident: Resident | None = None
+        self._answers = answering.Answers()
 
     @classmethod
     def open(cls, directory: str | os.PathLike[str], *, create: bool = False) -> Index:
-        """Open an index.
+        """Open an index; one of an earlier format is converted.
 
         Args:
             directory: Where it is.
@@ -73,17 +83,16 @@ class Index:
             DataError: There is no index, it is damaged or made by a newer version, or it cannot be
                 read or made.
         """
-        path = Path(directory).absolute()
-        connection, read_only = database.open_database(path, create=create)
-        return cls(path, connection, read_only=read_only)
+        return cls(Session(Path(directory).absolute(), create=create))
 
     def close(self) -> None:
         """Give the files back; using the index afterwards is an error, closing again is none."""
-        with self._lock:
-            if self._connection is not None and self._process == os.getpid():
-                with database.explained(self._path, "close"):
-                    self._connection.close()
-            self._connection = self._codes = self._scan = self._ids = None
+        with self._session.lock:
+            if self._resident is not None and self._session.is_open:
+                self._resident.save()
+            self._session.close()
+            self._resident = None
+            self._answers.forget()
 
     def __enter__(self) -> Self:
         return self
@@ -99,18 +108,31 @@ class Index:
     # --- what is inside ---
 
     @property
+    def location(self) -> str:
+        """Where it is, as messages name it."""
+        return str(self.directory)
+
+    @property
+    def read_only(self) -> bool:
+        """Whether it can be searched only."""
+        return self._session.read_only
+
+    # --- what is inside ---
+
+    @property
     def space(self) -> Space | None:
-        """Where the vectors live; None while nothing was ever added.
+        """The active space; None while nothing was ever added.
 
         Raises:
             DataError: The index is closed or damaged.
         """
-        with self._reading() as connection:
-            return rows.read_state(connection).space
+        with self._session.reading() as connection:
+            entry = _active(connection)
+        return None if entry is None else entry.space
 
     def __len__(self) -> int:
-        with self._reading() as connection:
-            return rows.read_state(connection).num_items
+        with self._session.reading() as connection:
+            return schema.read_state(connection).num_items
 
     def ids(self) -> list[str]:
         """Every id, in the order in which equal scores are ranked: by their UTF-8 bytes.
@@ -126,8 +148,9 @@ class Index:
         Raises:
             DataError: The index is closed or damaged.
         """
-        with self._reading() as connection:
-            return rows.select_all(connection, rows.read_state(connection))
+        with self._session.reading() as connection:
+            found = rows.select_all(connection, schema.read_state(connection))
+        return [item for _, item in found]
 
     def get(self, ids: Iterable[str]) -> list[Item]:
         """Items by id, in the order asked for.
@@ -142,9 +165,9 @@ class Index:
             DataError: An id is not in the index, or the index is closed or damaged.
         """
         wanted = list(ids)
-        with self._reading() as connection:
-            keys = [check.encoded_id(item_id) for item_id in wanted]
-            found = {item.id: item for item in rows.select(connection, keys)}
+        with self._session.reading() as connection:
+            keys = map(check.encoded_id, wanted)
+            found = {item.id: item for _, item in rows.select(connection, "id", keys)}
         self._refuse_unknown(wanted, found.keys())
         return [found[item_id] for item_id in wanted]
 
@@ -155,19 +178,96 @@ class Index:
             ids: Ids, repeated ones allowed.
 
         Returns:
-            float32 (N, D), with the precision of float16.
+            float32 (N, D), with the precision of float16; of an item with moments the first.
+
+        Raises:
+            DataError: An id is not in the index or has no vector, or the index is closed or
+                damaged.
+        """
+        found, dim = self._vectors_of(wanted := list(ids))
+        for item_id, stored in zip(wanted, found, strict=True):
+            if not stored:
+                raise DataError(
+                    f"item {item_id!r} has no vector in the active space",
+                    hint="costream index migrate embeds what is missing",
+                )
+        return _matrix([stored[0] for stored in found], dim)
+
+    def all_vectors(self, ids: Iterable[str]) -> NDArray[np.float32]:
+        """Every stored vector of some items, in the order of the ids and of their moments.
+
+        Args:
+            ids: Ids, repeated ones allowed.
+
+        Returns:
+            float32 (M, D), with the precision of float16.
 
         Raises:
             DataError: An id is not in the index, or the index is closed or damaged.
         """
-        wanted = list(ids)
-        with self._reading() as connection:
-            space = rows.read_state(connection).space
-            keys = [check.encoded_id(item_id) for item_id in wanted]
-            stored = rows.select_vectors(connection, "id", keys, space)
-            found = {one.id: one.vector for one in stored}
-        self._refuse_unknown(wanted, found.keys())
-        return _matrix([found[item_id] for item_id in wanted], space).astype(np.float32)
+        found, dim = self._vectors_of(ids)
+        return _matrix([one for stored in found for one in stored], dim)
+
+    def moments(self, ids: Iterable[str]) -> list[tuple[Moment, ...]]:
+        """What the vectors of some items stand for.
+
+        Args:
+            ids: Ids, repeated ones allowed.
+
+        Returns:
+            Per item one moment a vector, in their order.
+
+        Raises:
+            DataError: An id is not in the index, or the index is closed or damaged.
+        """
+        found, _ = self._vectors_of(ids)
+        none = (None, None)
+        return [
+            tuple(Moment(t_start=start, t_end=end) for start, end in (s.span or none for s in some))
+            for some in found
+        ]
+
+    def matches(self, where: Filter | None) -> set[str]:
+        """Ids of the items for which a filter holds; None for all.
+
+        Raises:
+            DataError: The index is closed or damaged.
+        """
+        with self._session.reading() as connection:
+            condition, values = conditions.condition(connection, where or Filter())
+            query = f"SELECT id FROM items WHERE {condition}"  # noqa: S608  # values are bound
+            found = connection.execute(query, values)
+            return {check.decoded_id(item_id) for (item_id,) in found}
+
+    def count(self, where: Filter | None = None) -> int:
+        """How many items there are for which a filter holds; None for all.
+
+        Raises:
+            DataError: The index is closed or damaged.
+        """
+        with self._session.reading() as connection:
+            state = schema.read_state(connection)
+            keys = self._answers.keys(connection, state, where)
+        return state.num_items if keys is None else len(keys)
+
+    def sample_vectors(self, count: int, seed: int, space: Space) -> NDArray[np.float32]:
+        """Vectors drawn without repetition.
+
+        Args:
+            count: How many; fewer come when fewer are stored.
+            seed: The same seed draws the same from the same state.
+            space: Must be the active one.
+
+        Returns:
+            float32 (count, D).
+
+        Raises:
+            SpaceMismatch: The index holds vectors of another space.
+            DataError: The index is closed or damaged.
+        """
+        with self._session.reading() as connection:
+            state = schema.read_state(connection)
+            return self._loaded(connection, state, space).sample(count, seed)
 
     def stats(self) -> IndexStats:
         """Size and origin.
@@ -175,18 +275,18 @@ class Index:
         Raises:
             DataError: The index is closed or damaged.
         """
-        with self._reading() as connection:
-            state = rows.read_state(connection)
-        with database.explained(self._path, "look at"):
-            names = (database.FILE_NAME, f"{database.FILE_NAME}-wal", codes.FILE_NAME)
-            files = [self.directory / name for name in names]
+        with self._session.reading() as connection:
+            state, entry = schema.read_state(connection), _active(connection)
+        with database.explained(self._session.path, "look at"):
+            names = (database.FILE_NAME, f"{database.FILE_NAME}-wal")
+            files = [*(self.directory / name for name in names), *codes.files(self.directory)]
             size_bytes = sum(file.stat().st_size for file in files if file.exists())
         return IndexStats(
             directory=str(self.directory),
             num_items=state.num_items,
-            space=state.space,
+            space=None if entry is None else entry.space,
             size_bytes=size_bytes,
-            format=database.FORMAT,
+            format=schema.FORMAT,
         )
 
     def check(self) -> tuple[str, ...]:
@@ -198,19 +298,22 @@ class Index:
         Raises:
             DataError: The index is closed.
         """
-        self._opened()
-        problems: list[str] = []
-        try:
-            with self._reading() as connection:
-                for (line,) in connection.execute("PRAGMA integrity_check"):
-                    if line != "ok":
-                        problems.append(line)
-                state = rows.read_state(connection)
-                rows.select_all(connection, state)
-                rows.select_all_vectors(connection, state)
-        except DataError as error:
-            problems.append(error.message)
-        return tuple(problems)
+        self._session.connection()
+        return integrity.problems(self._session)
+
+    def load(self) -> None:
+        """Bring the vectors into memory now, and into a file, so that searching need not.
+
+        Raises:
+            DataError: The index is closed or damaged.
+        """
+        with self._session.lock:
+            with self._session.reading() as connection:
+                entry = _active(connection)
+                if entry is None:
+                    return
+                loaded = self._loaded(connection, schema.read_state(connection), entry.space)
+            loaded.save()
 
     # --- changes ---
 
@@ -220,7 +323,7 @@ class Index:
         Args:
             items: What to add; each id once.
             vectors: Floating point (N, D), stored as float16.
-            space: Where the vectors live; must be that of the index, unless it is empty.
+            space: Where the vectors live; must be the active one, unless the index is empty.
 
         Raises:
             SpaceMismatch: The index holds vectors of another space, or the vectors do not fit
@@ -231,20 +334,36 @@ class Index:
                 twice, or the index cannot be written (read-only, disk full, locked, damaged).
             ConfigError: The space is not one of dense vectors.
         """
-        stored = check.checked_vectors(items, vectors, space)
-        check.refuse_repeated(items)
-        if not items:
-            return
-        with self._writing() as connection:
-            state = rows.read_state(connection)
-            if state.num_items:
-                check.check_same(state.space, space, str(self.directory))
-            num_new = rows.insert(connection, items, [vector.tobytes() for vector in stored])
-            total = state.num_items + num_new
-            rows.write_state(connection, rows.State(num_items=total, space=space))
+        self._put(items, check.checked_batch(items, vectors, space), space)
+
+    def add_moments(
+        self,
+        items: Sequence[Item],
+        vectors: NDArray[Any],
+        parents: NDArray[Any],
+        spans: NDArray[Any],
+        space: Space,
+    ) -> None:
+        """Add items with several vectors each, or replace those with the same ids.
+
+        All or none, durable on return.
+
+        Args:
+            items: What to add; each id once, each with at least one vector.
+            vectors: Floating point (M, D), stored as float16.
+            parents: Integer (M,): which of the items a vector belongs to.
+            spans: Floating point (M, 2): start and end in seconds; both NaN for no span.
+            space: As of `add`.
+
+        Raises:
+            SpaceMismatch, NumericalError, DataError, ConfigError: As of `add`.
+        """
+        self._put(items, check.checked_moments(items, vectors, parents, spans, space), space)
 
     def reuse(self, items: Sequence[Item], *, remove: Iterable[str] = ()) -> list[Item]:
-        """Add items whose content the index holds, with its vector; all or none, durable on return.
+        """Add items whose content the index holds, with its vectors.
+
+        All or none, durable on return.
 
         Args:
             items: What to add or replace, each id once, with content hashes.
@@ -265,17 +384,13 @@ class Index:
         gone = [check.encoded_id(item_id) for item_id in remove]
         if not items and not gone:
             return []
-        with self._writing() as connection:
-            state = rows.read_state(connection)
-            wanted = [item.content_hash for item in items]
-            found = rows.select_vectors(connection, "content_hash", wanted, state.space)
-            blobs = {one.content_hash: one.vector for one in found}
-            known = [item for item in items if item.content_hash in blobs]
-            num_gone = rows.delete(connection, gone)
-            num_new = rows.insert(connection, known, [blobs[i.content_hash] for i in known])
-            total = state.num_items + num_new - num_gone
-            rows.write_state(connection, rows.State(num_items=total, space=state.space))
-        return [item for item in items if item.content_hash not in blobs]
+        with self._session.writing() as connection:
+            known, batches = writing.vectors_by_content(connection, items)
+            removed = writing.take_out(connection, schema.read_state(connection), gone)
+            added = writing.put(connection, removed.state, known, batches)
+        self._take_in(removed, added)
+        stored = {item.id for item in known}
+        return [item for item in items if item.id not in stored]
 
     def remove(self, ids: Iterable[str]) -> int:
         """Remove items; all or none, durable on return.
@@ -292,16 +407,35 @@ class Index:
         gone = [check.encoded_id(item_id) for item_id in ids]
         if not gone:
             return 0
-        with self._writing() as connection:
-            state = rows.read_state(connection)
-            removed = rows.delete(connection, gone)
-            if removed:
-                total = state.num_items - removed
-                rows.write_state(connection, rows.State(num_items=total, space=state.space))
+        with self._session.writing() as connection:
+            change = writing.take_out(connection, schema.read_state(connection), gone)
+        self._take_in(change)
+        return len(change.changed)
+
+    def forget(self, ids: Iterable[str]) -> int:
+        """Remove items so that no file of the index holds a byte of them any more.
+
+        Rewrites the database, which takes seconds for large indexes and needs as much free space
+        again. After an error or a kill, call it again with the same ids. Copies that were made
+        elsewhere, such as backups, are not touched.
+
+        Args:
+            ids: Ids; those that are not in the index are ignored.
+
+        Returns:
+            How many were removed.
+
+        Raises:
+            DataError: The index cannot be written, or another process keeps reading an old state.
+        """
+        removed = self.remove(ids)
+        with self._session.lock:
+            self._resident = None
+            maintenance.purge(self._session)
         return removed
 
     def touch(self, items: Sequence[Item]) -> None:
-        """Note new sizes and times of files whose content is the same.
+        """Note new sizes, times and dates of files whose content is the same.
 
         Args:
             items: Items as they should be; those unknown by id and content hash are ignored.
@@ -310,18 +444,38 @@ class Index:
             DataError: The index cannot be written.
         """
         if items:
-            with self._writing() as connection:
-                rows.restamp(connection, items)
+            with self._session.writing() as connection:
+                writing.restamp(connection, schema.read_state(connection), items)
+
+    def _put(self, items: Sequence[Item], batch: Batch, space: Space) -> None:
+        if not items:
+            return
+        with self._session.writing() as connection:
+            state = schema.read_state(connection)
+            number = writing.active_number(connection, state, space, self.location)
+            change = writing.put(connection, state, items, {number: batch})
+        self._take_in(change)
 
     # --- search ---
 
-    def search(self, vectors: NDArray[Any], space: Space, top: int) -> Ranking:
+    def search(
+        self,
+        vectors: NDArray[Any],
+        space: Space,
+        top: int,
+        *,
+        where: Filter | None = None,
+        group: bool = True,
+    ) -> Ranking:
         """The best items of each query, exactly; equal scores in the order of `ids`.
 
         Args:
             vectors: Floating point (Q, D), any length but zero.
             space: Where the queries live.
-            top: How many are wanted, at least 1; fewer come when the index holds fewer.
+            top: How many are wanted, at least 1; fewer come only when fewer match.
+            where: Conditions on the items.
+            group: Whether an item comes once, by its best moment; otherwise every moment is a
+                result of its own and ids repeat.
 
         Returns:
             Per query the ids and their scores: dot products with the stored vectors, summed in
@@ -333,106 +487,175 @@ class Index:
             DataError: The queries are not floating point (Q, D), or the index is damaged.
             NumericalError: A query is not finite, or zero.
         """
-        with self._reading() as connection:
-            state = rows.read_state(connection)
-            if state.num_items:
-                check.check_same(state.space, space, str(self.directory))
-            loaded, scan = self._loaded(connection, replace(state, space=space))
-            found, scores = scan.top(np.asarray(vectors), top)
-            ids = self._ids_of_rows(connection, state, found, loaded.keys)
-        return Ranking(ids=ids, scores=tuple(scores))
+        _check_top(top)
+        with self._session.reading() as connection:
+            state = schema.read_state(connection)
+            loaded = self._loaded(connection, state, space)
+            allowed = loaded.allowed(self._answers.keys(connection, state, where))
+            queries = np.asarray(vectors)
+            hits = answering.by_vectors(loaded, queries, top, allowed, group=group)
+            names = self._answers.names(connection, state, _keys(hits))
+            return answering.ranking(connection, loaded.entry, hits, names, top)
 
-    def load(self) -> None:
-        """Bring the vectors into memory now, so that the first search need not.
+    def search_text(self, words: str, top: int, *, where: Filter | None = None) -> Ranking:
+        """The items that hold some of the words, by BM25; equal scores in the order of `ids`.
+
+        Args:
+            words: Any text; what it holds besides letters and digits has no meaning.
+            top: How many are wanted, at least 1.
+            where: Conditions on the items.
+
+        Returns:
+            The ranking of one query. Searched are file names, captions, tags and texts.
+
+        Raises:
+            ConfigError: `top` is below 1.
+            DataError: The index is closed or damaged.
+        """
+        _check_top(top)
+        with self._session.reading() as connection:
+            state = schema.read_state(connection)
+            hits = [answering.by_words(connection, words, top, where)]
+            names = self._answers.names(connection, state, _keys(hits))
+            found = answering.ranking(connection, None, hits, names, top)
+        return replace(found, stage="text", kernel="fts5")
+
+    # --- spaces ---
+
+    def spaces(self) -> tuple[SpaceEntry, ...]:
+        """The spaces of which vectors are held, the active one first.
 
         Raises:
             DataError: The index is closed or damaged.
         """
-        with self._reading() as connection:
-            self._loaded(connection, rows.read_state(connection))
+        with self._session.reading() as connection:
+            found = schema.read_spaces(connection)
+        return tuple(SpaceEntry(space=e.space, role=e.role, num_items=e.num_items) for e in found)
 
-    def _loaded(
-        self, connection: sqlite3.Connection, state: rows.State
-    ) -> tuple[codes.Codes, ExactScan]:
-        if self._codes is None or self._scan is None or self._codes.token != state.token:
-            self._ids = None
-            self._codes = self._fresh_codes(connection, state)
-            self._scan = ExactScan(self._codes.vectors, self._codes.longest)
-        return self._codes, self._scan
+    def begin_space(self, space: Space) -> None:
+        """Make room for a second set of vectors; again for the same space is no error.
 
-    def _fresh_codes(self, connection: sqlite3.Connection, state: rows.State) -> codes.Codes:
-        dim = 0 if state.space is None else state.space.dim
-        found = codes.read_codes(self.directory, state.token, state.num_items, dim)
-        if found is None:
-            keys, blobs = rows.select_all_vectors(connection, state)
-            matrix = _matrix(blobs, state.space)
-            found = codes.Codes(
-                token=state.token,
-                keys=np.array(keys, dtype=np.int64),
-                vectors=matrix,
-                longest=longest_vector(matrix),
-            )
-            if matrix.nbytes >= _WORTH_A_FILE_BYTES and not self.read_only:
-                codes.write_codes(self.directory, found)
-        return found
+        Raises:
+            ConfigError: The space is not one of dense vectors, or there are too many.
+            DataError: The index cannot be written.
+        """
+        with self._session.writing() as connection:
+            spaces.begin(connection, space)
 
-    def _ids_of_rows(
+    def missing(self, space: Space, count: int, *, after: str = "") -> list[Item]:
+        """Items that have no vector in a space, in the order of their ids.
+
+        Args:
+            space: A space of this index.
+            count: How many at most.
+            after: Only those with greater ids.
+
+        Raises:
+            SpaceMismatch: The index holds no vectors of it.
+            DataError: The index is closed or damaged.
+        """
+        with self._session.reading() as connection:
+            entry = spaces.find(connection, space, self.location)
+            return spaces.missing(connection, entry, count, after)
+
+    def fill_space(
         self,
-        connection: sqlite3.Connection,
-        state: rows.State,
-        found: Sequence[NDArray[np.int64]],
-        keys: NDArray[np.int64],
-    ) -> tuple[tuple[str, ...], ...]:
-        if self._ids is None and sum(map(len, found)) * _MANY > len(keys):
-            self._ids = [item.id for item in rows.select_all(connection, state)]
-        if self._ids is not None:
-            names = self._ids
-            return tuple(tuple(names[row] for row in query) for query in found)
-        wanted = [[int(key) for key in keys[query]] for query in found]
-        flat = [key for query in wanted for key in query]
-        # With the vectors, because their checksums tell a row whose key was damaged.
-        stored = rows.select_vectors(connection, "key", flat, state.space)
-        names_by_key = {one.key: one.id for one in stored}
-        if not names_by_key.keys() >= set(flat):
-            raise rows.DamageError("an item that has a vector is not there")
-        return tuple(tuple(names_by_key[key] for key in query) for query in wanted)
+        items: Sequence[Item],
+        vectors: NDArray[Any],
+        space: Space,
+        *,
+        parents: NDArray[Any] | None = None,
+        spans: NDArray[Any] | None = None,
+    ) -> int:
+        """Store vectors of a space that is not active; all or none, durable on return.
 
-    # --- SQLite ---
+        Args:
+            items: What was embedded, as `missing` gave it.
+            vectors: Floating point (N, D), or (M, D) with parents and spans.
+            space: A space that `begin_space` was called with.
+            parents: As of `add_moments`.
+            spans: As of `add_moments`.
 
-    @property
-    def _path(self) -> Path:
-        return self.directory / database.FILE_NAME
+        Returns:
+            How many items got theirs; one that is gone or has other content by now does not.
 
-    def _opened(self) -> sqlite3.Connection:
-        if self._connection is None:
-            raise DataError(f"the index {self.directory} is closed", hint="open it again")
-        if self._process != os.getpid():
-            raise DataError(
-                f"the index {self.directory} was opened by process {self._process}, this is its "
-                f"fork {os.getpid()}",
-                hint="open the index again in this process",
+        Raises:
+            SpaceMismatch: The index holds no vectors of it, or they do not fit it.
+            ConfigError: It is the active space.
+            NumericalError, DataError: As of `add`.
+        """
+        if parents is None or spans is None:
+            batch = check.checked_batch(items, vectors, space)
+        else:
+            batch = check.checked_moments(items, vectors, parents, spans, space)
+        with self._session.writing() as connection:
+            entry = spaces.find(connection, space, self.location)
+            return spaces.fill(connection, entry, items, batch)
+
+    def switch_space(self, space: Space, *, allow_missing: bool = False) -> None:
+        """Make a space the active one in one step; the one before stays, to switch back to.
+
+        Args:
+            space: One that is being built, or a retired one.
+            allow_missing: Whether items without a vector in it are accepted; they are then found
+                by words and conditions only.
+
+        Raises:
+            SpaceMismatch: The index holds no vectors of it.
+            DataError: Items have no vector in it, or the index cannot be written.
+        """
+        with self._session.writing() as connection:
+            entry = spaces.find(connection, space, self.location)
+            state = schema.read_state(connection)
+            spaces.switch(connection, state, entry, allow_missing=allow_missing)
+
+    def drop_space(self, space: Space) -> None:
+        """Remove the vectors of a space that is not active.
+
+        Raises:
+            SpaceMismatch: The index holds no vectors of it.
+            ConfigError: It is the active one.
+            DataError: The index cannot be written.
+        """
+        with self._session.writing() as connection:
+            spaces.drop(connection, spaces.find(connection, space, self.location))
+
+    # --- what is in memory ---
+
+    def _loaded(self, connection: sqlite3.Connection, state: State, space: Space) -> Resident:
+        """The vectors of the active space, which must be this one."""
+        entry = _active(connection)
+        if state.num_items:
+            check.check_same(None if entry is None else entry.space, space, self.location)
+        if entry is None or entry.space != space:
+            return resident.nothing(space)
+        if self._resident is None or not self._resident.catch_up(connection, state, entry):
+            self._resident = None  # its memory first
+            self._resident = resident.load(
+                connection, state, entry, self.directory, read_only=self.read_only
             )
-        return self._connection
+        return self._resident
 
-    @contextlib.contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
-        """A view of one state, whatever other processes write meanwhile."""
-        with self._lock, database.explained(self._path, "read"):
-            connection = self._opened()
-            with _transaction(connection, "BEGIN"):
-                yield connection
+    def _take_in(self, *changes: Change) -> None:
+        """Bring what is in memory up to changes that are durable."""
+        for change in changes:
+            with self._session.lock:
+                if self._resident is not None and not self._resident.take_in(change):
+                    self._resident = None
 
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, database.explained(self._path, "write"):
-            connection = self._opened()
-            if self.read_only:
-                raise DataError(
-                    f"cannot write {self._path}: you have no permission",
-                    hint="check that you may write to the directory, or name another index",
-                )
-            with _transaction(connection, "BEGIN IMMEDIATE"):
-                yield connection
+    def _vectors_of(self, ids: Iterable[str]) -> tuple[list[list[StoredVector]], int]:
+        """Vectors of each item in the active space, and their dimensions."""
+        wanted = list(ids)
+        found: dict[bytes, list[StoredVector]] = {}
+        with self._session.reading() as connection:
+            entry = _active(connection)
+            keys = rows.keys_by_id(connection, map(check.encoded_id, wanted))
+            for item_id, key in keys.items():
+                held = () if entry is None else vector_rows.select(connection, entry, [key])
+                found[item_id] = list(held)
+        self._refuse_unknown(wanted, map(check.decoded_id, found))
+        dim = 0 if entry is None else entry.space.dim
+        return [found[check.encoded_id(item_id)] for item_id in wanted], dim
 
     def _refuse_unknown(self, wanted: Iterable[str], found: Iterable[str]) -> None:
         there = set(found)
@@ -444,21 +667,20 @@ class Index:
                 )
 
 
-@contextlib.contextmanager
-def _transaction(connection: sqlite3.Connection, begin: str) -> Iterator[None]:
-    connection.execute(begin)
-    try:
-        yield
-        connection.execute("COMMIT")
-    except BaseException:
-        # After some errors SQLite has rolled back already.
-        if connection.in_transaction:
-            with contextlib.suppress(sqlite3.Error):
-                connection.execute("ROLLBACK")
-        raise
+def _active(connection: sqlite3.Connection) -> SpaceRow | None:
+    entries = schema.read_spaces(connection)
+    return entries[0] if entries else None
 
 
-def _matrix(blobs: Sequence[bytes], space: Space | None) -> NDArray[np.float16]:
-    """Stored vectors as float16 (N, D)."""
-    dim = 0 if space is None else space.dim
-    return np.frombuffer(b"".join(blobs), dtype="<f2").reshape(len(blobs), dim)
+def _check_top(top: int) -> None:
+    if top < 1:
+        raise ConfigError(f"got top={top}, expected at least 1")
+
+
+def _keys(hits: Iterable[Iterable[Hit]]) -> Iterator[int]:
+    return (hit.key for some in hits for hit in some)
+
+
+def _matrix(stored: Sequence[StoredVector], dim: int) -> NDArray[np.float32]:
+    joined = b"".join(one.vector for one in stored)
+    return np.frombuffer(joined, dtype="<f2").reshape(len(stored), dim).astype(np.float32)

@@ -1,0 +1,30 @@
+"""What an index needs now and then: proven deletion, backup, restoring, repair."""
+
+from __future__ import annotations
+
+from costream.errors import DataError
+from costream.index import codes, database, rows, schema, words
+from costream.index.session import Session
+
+
+def purge(session: Session) -> None:
+    """Rewrite every file, so that nothing is left of what was removed.
+
+    Raises:
+        DataError: The index cannot be written, or another process keeps reading an old state.
+    """
+    with session.lock, database.explained(session.path, "rewrite"):
+        with session.writing() as connection:
+            # FTS5 keeps removed words until its lists happen to be merged.
+            words.clear(connection)
+            words.add(connection, rows.select_all(connection, schema.read_state(connection)))
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        # Removed rows leave traces in the gaps of pages that were split; fresh pages have none.
+        connection.execute("VACUUM")
+        codes.remove_all(session.directory)
+        busy, *_ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    if busy:
+        raise DataError(
+            f"removed, but {session.path}-wal still holds what was: another process reads it",
+            hint="end that process and forget the same ids again",
+        )

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image
 
 from costream.data import open_image
 from costream.errors import ConfigError, DataError, NumericalError, SpaceMismatch
-from costream.index import Index, Item, UpdateReport, files, update, update_index
+from costream.index import Filter, Index, Item, UpdateReport, files, update, update_index
 from costream.records import Space
 
 LONG_AGO_NS = 10**18
@@ -365,3 +367,44 @@ def test_large_pictures_make_smaller_batches(
 
     run(index, pictures, Noting())
     assert sizes == [3, 3, 3, 1]
+
+
+def test_dates_come_from_the_picture_else_from_its_file(index: Index, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.DateTimeOriginal] = "2020:01:02 03:04:05"
+    for name, more in (("taken.jpg", {"exif": exif}), ("old.jpg", {}), ("fresh.jpg", {})):
+        pixels = np.random.default_rng(len(name)).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / name, **more)
+        if name != "fresh.jpg":
+            os.utime(tmp_path / name, ns=(LONG_AGO_NS, LONG_AGO_NS))
+    run(index, tmp_path)
+    taken, old, fresh = (str(tmp_path / f"{name}.jpg") for name in ("taken", "old", "fresh"))
+    assert index.matches(Filter(after=1577934245, before=1577934246)) == {taken}
+    assert index.matches(Filter(after=LONG_AGO_NS / 1e9, before=LONG_AGO_NS / 1e9 + 1)) == {old}
+    assert index.matches(Filter(after=time.time() - 3600)) == {fresh}
+    os.utime(tmp_path / "fresh.jpg", ns=(LONG_AGO_NS, LONG_AGO_NS))
+    run(index, tmp_path)
+    assert index.matches(Filter(before=LONG_AGO_NS / 1e9 + 1)) == {old, fresh}
+
+
+def test_what_people_wrote_about_a_picture_stays_when_it_is_moved_or_touched(
+    index: Index, pictures: Path
+) -> None:
+    run(index, pictures)
+    first = index.items()[0]
+    noted = replace(first, caption="a red door", tags=("door",), text="12", meta={"stars": 5})
+    index.add([noted], index.vectors([first.id]), MeanColours().space)
+    os.utime(first.id)
+    run(index, pictures)
+    assert index.get([first.id])[0].text == "12"
+    moved = pictures / "moved.png"
+    Path(first.id).rename(moved)
+    assert run(index, pictures).moved == 1
+    (item,) = index.get([str(moved)])
+    assert (item.caption, item.tags, item.text) == ("a red door", ("door",), "12")
+    assert item.meta == {"stars": 5}
+    assert index.search_text("door", 3).ids == ((str(moved),),)
+    draw(moved, 77)
+    run(index, pictures)
+    (item,) = index.get([str(moved)])
+    assert (item.caption, item.text) == ("a red door", "")  # words found in it are gone with it

@@ -44,12 +44,14 @@ class Content:
         content_hash: sha256 (hex) of them.
         stamp: Of the moment of reading; its `mtime_ns` is 0 when the file is too fresh for its
             time to vouch for it.
+        modified_ns: When it was modified, fresh or not.
     """
 
     path: str
     encoded: bytes
     content_hash: str
     stamp: Stamp
+    modified_ns: int
 
     @property
     def name(self) -> str:
@@ -99,6 +101,7 @@ def read_content(path: str) -> Content:
                 encoded=encoded,
                 content_hash=hashlib.sha256(encoded).hexdigest(),
                 stamp=before if settled else Stamp(size=before.size, mtime_ns=0),
+                modified_ns=before.mtime_ns,
             )
     raise DataError(
         f"{printable(path)}: was changed while it was read, expected a file at rest",

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from costream.data.decode_apart import Decoders
 from costream.data.failures import Failure
+from costream.data.taken import date_taken
 from costream.data.walk import find_images
 from costream.errors import ConfigError, DataError, NumericalError
 from costream.index import check, files
@@ -136,6 +137,25 @@ def update_index(
         run.count("removed", _prune(index, roots))
     index.load()  # so that the next search finds the vectors in one file
     return UpdateReport(**run.counts, failures=tuple(run.failures))
+
+
+def _date(content: files.Content) -> float | None:
+    """When a picture was taken; of a fresh file without that, when it was modified."""
+    taken = date_taken(content.encoded)
+    # The stamp of a fresh file does not say, and it shall be found by its date all the same.
+    return content.modified_ns / 1e9 if taken is None and not content.stamp.mtime_ns else taken
+
+
+def _moved(origin: Item, item: Item) -> Item:
+    """An item under its new path, with all else that was known of it."""
+    return replace(
+        origin,
+        id=item.id,
+        path=item.path,
+        size=item.size,
+        mtime_ns=item.mtime_ns,
+        date=item.date,
+    )
 
 
 def _prune(index: Index, roots: Sequence[str]) -> int:
@@ -274,6 +294,9 @@ class _Run:
                 content_hash=content.content_hash,
                 size=content.stamp.size,
                 mtime_ns=content.stamp.mtime_ns,
+                date=_date(content),
+                # Words that were found in other content are not found in this.
+                text=item.text if item.content_hash == content.content_hash else "",
             )
             if item.content_hash in self.holders and not decode:
                 return _Read(item=item)
@@ -316,7 +339,7 @@ class _Run:
         copies, self.copies = self.copies, []
         origins = [self._pop_origin(item) for item in copies]
         items = [
-            item if origin is None else replace(item, meta=origin.meta)
+            item if origin is None else _moved(origin, item)
             for item, origin in zip(copies, origins, strict=True)
         ]
         gone = [origin.id for origin in origins if origin is not None]

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 import costream
+from costream.encoders.light.vision import load_image_encoder
 
 
 def fill(directory: Path, count: int, space: costream.Space) -> None:
@@ -53,7 +54,7 @@ def main() -> int:
     )
     parser.add_argument("--counts", type=int, nargs="+", default=[1_000, 10_000, 100_000])
     options = parser.parse_args()
-    space = costream.load("cots-mini").space
+    space = load_image_encoder("cots-mini").space
     example = next((resources.files("costream") / "assets" / "gallery").glob("*.jpg"))
     print("| items | by words, s (best, median) | by example, s (best, median) |")
     print("|---|---|---|")

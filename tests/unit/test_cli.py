@@ -412,19 +412,41 @@ def test_help_lists_every_verb_and_the_exit_codes(tmp_path: Path, costream: Prog
 # --- what a search loads ---
 
 
-def test_a_search_by_words_loads_no_torch_and_no_rich(indexed: Path) -> None:
-    """The cold start stays fast only while nobody imports more than a search needs."""
+def lean_search(*words: str, cwd: Path) -> str:
+    """Output of a search in a process of its own, which must load nothing heavy."""
     program = (
         "import sys\n"
         "from costream.cli import run\n"
-        "code = run(['search', 'red', '--json'])\n"
+        f"code = run(['search', *{words!r}, '--json'])\n"
         "heavy = {'torch', 'rich', 'transformers', 'matplotlib', 'datasets'} & set(sys.modules)\n"
         "sys.exit(code or ' '.join(sorted(heavy)) or 0)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=indexed, capture_output=True, text=True, check=False
+        [sys.executable, "-c", program], cwd=cwd, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_a_search_by_words_loads_no_torch_and_no_rich(indexed: Path) -> None:
+    """The cold start stays fast only while nobody imports more than a search needs."""
+    lean_search("red", cwd=indexed)
+
+
+def test_a_search_by_example_with_the_default_model_loads_no_torch_and_no_rich(
+    tmp_path: Path, three_pictures: list[Path]
+) -> None:
+    from costream.cli.options import DEFAULT_INDEX, DEFAULT_MODEL
+    from costream.encoders.light.vision import load_image_encoder
+    from costream.index import Index, Item
+
+    encoder = load_image_encoder(DEFAULT_MODEL)
+    items = [Item(id=picture.stem) for picture in three_pictures]
+    with Index.open(tmp_path / DEFAULT_INDEX, create=True) as index:
+        index.add(items, encoder.encode_images(three_pictures), encoder.space)
+    found = lean_search("--image", str(three_pictures[1]), cwd=tmp_path)
+    first = json.loads(found)["results"][0]
+    assert (first["id"], first["score"]) == (three_pictures[1].stem, pytest.approx(1.0, abs=2e-3))
 
 
 # --- demo ---

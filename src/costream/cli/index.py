@@ -91,7 +91,7 @@ def index_pictures(
                 paths,
                 prune=prune,
                 # As `encode_images` decodes, so that an indexed file has the vector it gives.
-                smallest_side=2 * model.config.image_preprocess.size_px,
+                smallest_side=model.config.image_preprocess.decoded_px,
                 progress=advance,
             )
         return report, len(index)

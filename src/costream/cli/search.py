@@ -151,19 +151,16 @@ def _query(text: str | None, image: Path | None) -> str | Path:
 
 
 def _embed(query: str | Path, model_name: str) -> tuple[NDArray[Any], Space]:
+    # A query needs one tower only, and no torch: this is what makes a cold start fast.
     if isinstance(query, str):
-        # Words need one tower only, and no torch: this is what makes a cold start fast.
-        from costream.encoders.light import load_text_encoder
+        from costream.encoders.light.text import load_text_encoder
 
-        encoder = load_text_encoder(model_name)
-        return encoder.encode_texts([query]), encoder.space
-    from costream.data.decode import open_image
+        reader = load_text_encoder(model_name)
+        return reader.encode_texts([query]), reader.space
+    from costream.encoders.light.vision import load_image_encoder
 
-    open_image(query)  # a broken picture is refused before torch is loaded
-    from costream.encoders.storage import load
-
-    model = load(model_name)
-    return model.encode_images([query]), model.space
+    viewer = load_image_encoder(model_name)
+    return viewer.encode_images([query]), viewer.space
 
 
 def _results(index: Index, ids: Sequence[str], scores: NDArray[Any]) -> list[Result]:

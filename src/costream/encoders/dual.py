@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from costream.config import Range
-from costream.data.decode import open_image
 from costream.data.picture import PictureSource
 from costream.encoders.blocks import Encoded
 from costream.encoders.device import inference_autocast
@@ -28,7 +27,7 @@ from costream.encoders.fingerprint import (
     join_digests,
     settings_that_count,
 )
-from costream.encoders.preprocess import ImagePreprocess, TextPreprocess, tokenize
+from costream.encoders.preprocess import ImagePreprocess, TextPreprocess, check_list, tokenize
 from costream.encoders.text import TextConfig, TextTower
 from costream.encoders.vision import VisionConfig, VisionTower
 from costream.errors import ConfigError, DataError
@@ -206,16 +205,13 @@ class DualEncoder(nn.Module):
             >>> costream.load("cots-mini").encode_images([Image.new("RGB", (300, 200))]).shape
             (1, 256)
         """
-        settings = self.config.image_preprocess
-
-        def pixels(picture: PictureSource) -> NDArray[np.uint8]:
-            return settings.pixels(open_image(picture, smallest_side=settings.size_px * 2))
+        read = self.config.image_preprocess.read
 
         def run(batch: Sequence[NDArray[np.uint8]]) -> Tensor:
             return self.embed_pixels(torch.from_numpy(np.stack(batch)).to(self.device))
 
-        batches = _in_batches(_check_list(images, "pictures"), batch_size)
-        return self._collect(_decoded_ahead(batches, pixels), run, progress)
+        batches = _in_batches(check_list(images, "pictures"), batch_size)
+        return self._collect(_decoded_ahead(batches, read), run, progress)
 
     def encode_texts(
         self,
@@ -250,7 +246,7 @@ class DualEncoder(nn.Module):
             on = self.device
             return self.embed_tokens(torch.from_numpy(ids).to(on), torch.from_numpy(mask).to(on))
 
-        return self._collect(_in_batches(_check_list(texts, "texts"), batch_size), run, progress)
+        return self._collect(_in_batches(check_list(texts, "texts"), batch_size), run, progress)
 
     def encode_videos(
         self, videos: Sequence[Sequence[PictureSource]], *, batch_size: int = 32
@@ -280,8 +276,8 @@ class DualEncoder(nn.Module):
         """
         frames: list[PictureSource] = []
         counts: list[int] = []
-        for number, video in enumerate(_check_list(videos, "videos")):
-            counts.append(len(_check_list(video, f"frames as video {number}")))
+        for number, video in enumerate(check_list(videos, "videos")):
+            counts.append(len(check_list(video, f"frames as video {number}")))
             frames.extend(video)
             if not counts[-1]:
                 raise DataError(
@@ -314,16 +310,6 @@ class DualEncoder(nn.Module):
         finally:
             self.train(was_training)
         return np.concatenate(rows)
-
-
-def _check_list(items: Sequence[T], what: str) -> Sequence[T]:
-    """Refuse one item where a list is expected: a string would be taken for its letters."""
-    if isinstance(items, str | bytes) or not hasattr(items, "__len__"):
-        raise DataError(
-            f"got one {type(items).__name__}, expected a list of {what}",
-            hint="pass [x] instead of x, or list(x)",
-        )
-    return items
 
 
 def _in_batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

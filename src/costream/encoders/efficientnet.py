@@ -9,28 +9,20 @@ Shape letters: B pictures, C channels, H rows, W columns, S number of classes.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-# (repeats, kernel, stride, expansion, output channels) of EfficientNet-B0, which the Lite variants
-# scale by a width and a depth factor.
-_STAGES: Final = (
-    (1, 3, 1, 1, 16),
-    (2, 3, 2, 6, 24),
-    (2, 5, 2, 6, 40),
-    (3, 3, 2, 6, 80),
-    (3, 5, 1, 6, 112),
-    (4, 5, 2, 6, 192),
-    (1, 3, 1, 6, 320),
+from costream.encoders.efficientnet_plan import (
+    HEAD_CHANNELS,
+    NORM_EPS,
+    STEM_CHANNELS,
+    BlockPlan,
+    plan_stages,
+    same_padding,
 )
-_STEM_CHANNELS: Final = 32
-_HEAD_CHANNELS: Final = 1280
-_NORM_EPS: Final = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,21 +42,13 @@ class EfficientNetConfig:
     num_frozen_stages: int = 0
 
 
-def _scaled_channels(channels: int, factor: float) -> int:
-    scaled = channels * factor
-    rounded = max(8, int(scaled + 4) // 8 * 8)
-    return rounded + 8 if rounded < 0.9 * scaled else rounded
-
-
 def _pad_same(x: Tensor, kernel: int, stride: int) -> Tensor:
     """Pad as TensorFlow's SAME does, which the published weights were trained with."""
-    rows, columns = x.shape[-2:]
-    pad_rows = max((math.ceil(rows / stride) - 1) * stride + kernel - rows, 0)
-    pad_columns = max((math.ceil(columns / stride) - 1) * stride + kernel - columns, 0)
-    if pad_rows == pad_columns == 0:
+    top, bottom = same_padding(x.shape[-2], kernel, stride)
+    left, right = same_padding(x.shape[-1], kernel, stride)
+    if top == bottom == left == right == 0:
         return x
-    top, left = pad_rows // 2, pad_columns // 2
-    return functional.pad(x, (left, pad_columns - left, top, pad_rows - top))
+    return functional.pad(x, (left, right, top, bottom))
 
 
 class ConvNorm(nn.Module):
@@ -90,7 +74,7 @@ class ConvNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, outputs, ceil(H / stride), ceil(W / stride))."""
-        gain = self.scale * torch.rsqrt(self.variance + _NORM_EPS)
+        gain = self.scale * torch.rsqrt(self.variance + NORM_EPS)
         # Folding the normalisation into the kernel saves one pass over the feature map, which is
         # what limits these layers on a CPU.
         weight = self.weight * gain[:, None, None, None]
@@ -107,15 +91,15 @@ class ConvNorm(nn.Module):
 class InvertedResidual(nn.Module):
     """Expand by 1x1, filter each channel, project back; add the input where shapes agree."""
 
-    def __init__(
-        self, inputs: int, outputs: int, *, kernel: int, stride: int, expansion: int
-    ) -> None:
+    def __init__(self, plan: BlockPlan) -> None:
         super().__init__()
-        inner = inputs * expansion
-        self.expand = ConvNorm(inputs, inner) if expansion != 1 else None
-        self.depthwise = ConvNorm(inner, inner, kernel=kernel, stride=stride, groups=inner)
-        self.project = ConvNorm(inner, outputs)
-        self.residual = stride == 1 and inputs == outputs
+        inner = plan.inputs * plan.expansion
+        self.expand = ConvNorm(plan.inputs, inner) if plan.expansion != 1 else None
+        self.depthwise = ConvNorm(
+            inner, inner, kernel=plan.kernel, stride=plan.stride, groups=inner
+        )
+        self.project = ConvNorm(inner, plan.outputs)
+        self.residual = plan.is_residual
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, outputs, ceil(H / stride), ceil(W / stride))."""
@@ -137,28 +121,13 @@ class EfficientNetLite(nn.Module):
     def __init__(self, config: EfficientNetConfig) -> None:
         super().__init__()
         self.config = config
-        self.stem = ConvNorm(3, _STEM_CHANNELS, kernel=3, stride=2)
-        self.stages = nn.ModuleList()
-        channels = _STEM_CHANNELS
-        for number, (repeats, kernel, stride, expansion, base) in enumerate(_STAGES):
-            outer = number in (0, len(_STAGES) - 1)
-            count = repeats if outer else math.ceil(repeats * config.depth_factor)
-            outputs = _scaled_channels(base, config.width_factor)
-            blocks = []
-            for index in range(count):
-                blocks.append(
-                    InvertedResidual(
-                        channels,
-                        outputs,
-                        kernel=kernel,
-                        stride=stride if index == 0 else 1,
-                        expansion=expansion,
-                    )
-                )
-                channels = outputs
-            self.stages.append(nn.Sequential(*blocks))
-        self.head = ConvNorm(channels, _HEAD_CHANNELS)
-        self.num_channels = _HEAD_CHANNELS
+        self.stem = ConvNorm(3, STEM_CHANNELS, kernel=3, stride=2)
+        plans = plan_stages(config.width_factor, config.depth_factor)
+        self.stages = nn.ModuleList(
+            nn.Sequential(*(InvertedResidual(plan) for plan in stage)) for stage in plans
+        )
+        self.head = ConvNorm(plans[-1][-1].outputs, HEAD_CHANNELS)
+        self.num_channels = HEAD_CHANNELS
         for frozen in self._frozen_modules():
             frozen.requires_grad_(requires_grad=False)
 

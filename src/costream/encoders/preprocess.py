@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,10 @@ from costream.errors import DataError, WeightsError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+    from costream.data.picture import PictureSource
+
+T = TypeVar("T")
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -47,6 +51,21 @@ class ImagePreprocess:
     resample: Literal["bilinear", "bicubic"] = "bicubic"
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+    @property
+    def decoded_px(self) -> int:
+        """Shortest side that a picture is decoded with: more would be scaled away."""
+        return 2 * self.size_px
+
+    def read(self, picture: PictureSource) -> NDArray[np.uint8]:
+        """A picture of any kind to uint8 (3, size_px, size_px).
+
+        Raises:
+            DataError: When it is absent or broken (names it).
+        """
+        from costream.data.decode import open_image  # a search by words decodes nothing
+
+        return self.pixels(open_image(picture, smallest_side=self.decoded_px))
 
     def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
         """An upright RGB picture to uint8 (3, size_px, size_px)."""
@@ -156,3 +175,17 @@ def tokenize(
     if settings.pad_to_max:
         mask_BT[:] = 1
     return ids_BT, mask_BT
+
+
+def check_list(items: Sequence[T], what: str) -> Sequence[T]:
+    """Refuse one item where a list is expected: a string would be taken for its letters.
+
+    Raises:
+        DataError: When `items` is one string or has no length.
+    """
+    if isinstance(items, str | bytes) or not hasattr(items, "__len__"):
+        raise DataError(
+            f"got one {type(items).__name__}, expected a list of {what}",
+            hint="pass [x] instead of x, or list(x)",
+        )
+    return items

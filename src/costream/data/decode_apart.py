@@ -293,7 +293,8 @@ def _limit_memory(most_bytes: int) -> None:
 
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
         most = most_bytes if hard == resource.RLIM_INFINITY else min(most_bytes, hard)
-        resource.setrlimit(resource.RLIMIT_AS, (most, hard))
+        with contextlib.suppress(ValueError, OSError):  # macOS knows this limit and takes none
+            resource.setrlimit(resource.RLIMIT_AS, (most, hard))
 
 
 if __name__ == "__main__":

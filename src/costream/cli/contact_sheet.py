@@ -15,12 +15,13 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from costream.cli.results import Result
 from costream.data.failures import printable
 from costream.errors import DataError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from costream.search.records import Result
 
 _THUMB_PX = 384
 

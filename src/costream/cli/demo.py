@@ -12,7 +12,9 @@ import typer
 from costream.cli.index import index_pictures
 from costream.cli.options import AsJson
 from costream.cli.output import note, note_failures, say, say_json, shown_path
-from costream.cli.search import results_to_json, say_results, search_index
+from costream.cli.results import answer_to_json, query_in_words, say_answer
+from costream.cli.search import answer_query
+from costream.search.query import Query, Words
 
 GALLERY = Path(__file__).parent.parent / "assets" / "gallery"
 QUERIES = ("a bird flying", "people playing music on a stage", "a red car")
@@ -39,15 +41,17 @@ def run(
     index = out / _index_name(folder)
     report, size = index_pictures([folder], index, None, prune=True)
     note_failures(report.failures, "not indexed")
-    searches = [(query, search_index(query, index, top=top)) for query in queries or QUERIES]
+    asked = [Query(terms=(Words(text),), top=top) for text in queries or QUERIES]
+    searches = [(query, answer_query(query, index)) for query in asked]
     page = out / "results.html"
-    write_contact_sheet(page, [Section(query=q, results=found) for q, found in searches])
+    sections = [Section(query=query_in_words(q), results=found.results) for q, found in searches]
+    write_contact_sheet(page, sections)
     if as_json:
-        say_json([results_to_json(query, found) for query, found in searches])
+        say_json([answer_to_json(query, found) for query, found in searches])
     else:
         say(f"{size} pictures indexed from {shown_path(str(folder))}\n")
         for query, found in searches:
-            say_results(found, title=f'"{query}"')
+            say_answer(found, title=f'"{query_in_words(query)}"')
             say("")
     note(f"wrote {shown_path(str(page))}: open it in a browser")
     return 1 if report.failures else 0

@@ -1,43 +1,81 @@
-"""Find pictures by words, or by an example picture."""
+"""Find pictures by words, by example pictures, or by both, added and subtracted."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from costream.cli._model_of_index import recall_model
 from costream.cli.options import DEFAULT_INDEX, DEFAULT_MODEL, AsJson, IndexDir
-from costream.cli.output import (
-    check_target,
-    json_path,
-    json_text,
-    note,
-    say_json,
-    say_table,
-    shown_path,
-)
-from costream.cli.results import Result
+from costream.cli.output import check_target, note, say_json, shown_path
+from costream.cli.results import answer_to_json, query_in_words, say_answer
 from costream.errors import ConfigError, DataError
+from costream.index.filters import Filter, parse_filter
+from costream.search.query import Like, Picture, Query, Region, Term, Words
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from costream.index import Index
-    from costream.records import Space
+    from costream.search.records import Answer
 
 
 def run(
     text: Annotated[
         str | None, typer.Argument(metavar="TEXT", help="What to find, in words.")
     ] = None,
+    plus: Annotated[
+        list[str] | None, typer.Option("--plus", metavar="TEXT", help="Words to add.")
+    ] = None,
+    minus: Annotated[
+        list[str] | None, typer.Option("--minus", metavar="TEXT", help="Words to subtract.")
+    ] = None,
     image: Annotated[
-        Path | None, typer.Option("--image", metavar="FILE", help="Find pictures like this one.")
+        list[Path] | None,
+        typer.Option("--image", metavar="FILE", help="A picture to find others like, or to add."),
+    ] = None,
+    minus_image: Annotated[
+        list[Path] | None,
+        typer.Option("--minus-image", metavar="FILE", help="A picture to subtract."),
+    ] = None,
+    like: Annotated[
+        list[str] | None,
+        typer.Option("--like", metavar="ID", help="An item of the index to find others like."),
+    ] = None,
+    region: Annotated[
+        str | None,
+        typer.Option(
+            "--region",
+            metavar="X0,Y0,X1,Y1",
+            help="The part of the --image that counts, as shares: 0.5,0,1,1 is the right half.",
+        ),
+    ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--where", metavar="KEY=VALUE", help="A condition: path, tag, modality, after, ..."
+        ),
     ] = None,
     index: IndexDir = DEFAULT_INDEX,
     top: Annotated[int, typer.Option("--top", min=1, help="Number of results.")] = 10,
+    offset: Annotated[int, typer.Option("--offset", min=0, help="Results to pass over.")] = 0,
+    min_relevance: Annotated[
+        float | None,
+        typer.Option(
+            "--min-relevance", metavar="SHARE", help="Leave out results below it, 0 to 1."
+        ),
+    ] = None,
+    collapse_duplicates: Annotated[
+        bool,
+        typer.Option("--collapse-duplicates", help="Of nearly the same, show only the best."),
+    ] = False,
+    no_names: Annotated[
+        bool,
+        typer.Option("--no-names", help="Do not look at names, captions and tags."),
+    ] = False,
     model: Annotated[
         str | None,
         typer.Option(
@@ -51,41 +89,50 @@ def run(
     as_json: AsJson = False,
 ) -> int:
     """Search an index."""
-    query = _query(text, image)
+    texts = [Words(_decoded(one)) for one in _given(text, plus)]
+    less = [Words(_decoded(one), weight=-1.0) for one in minus or ()]
+    pictures = _pictures(image or (), minus_image or (), region)
+    likes = [Like(one) for one in like or ()]
+    query = Query(
+        terms=_some((*texts, *less, *pictures, *likes)),
+        where=parse_filter(where) if where else None,
+        top=top,
+        offset=offset,
+        min_relevance=min_relevance,
+        hybrid=not no_names,
+        collapse_duplicates=collapse_duplicates,
+    )
     if html is not None:
         check_target(html)
-    results = search_index(query, index, top=top, model_name=model)
+    answer = answer_query(query, index, model_name=model)
     if html is not None:
-        from costream.cli.contact_sheet import Section, write_contact_sheet
-
-        write_contact_sheet(html, [Section(query=query, results=results)])
-        note(f"wrote {shown_path(str(html))}")
+        _write_page(html, query, answer)
     if as_json:
-        say_json(results_to_json(query, results))
+        say_json(answer_to_json(query, answer))
     else:
-        say_results(results)
+        say_answer(answer, min_relevance=min_relevance)
     return 0
 
 
-def search_index(
-    query: str | Path, directory: Path, *, top: int, model_name: str | None = None
-) -> list[Result]:
-    """Search an index by words (a string) or by a picture (a path).
+def answer_query(query: Query, directory: Path, *, model_name: str | None = None) -> Answer:
+    """Ask an index.
 
     Args:
-        query: What to find.
+        query: What to find. The id of a `Like` may also be the path of the item's file.
         directory: Folder of the index.
-        top: Most results.
         model_name: Name or folder; None for the one that the index was made with.
 
     Returns:
-        Best first; fewer than `top` when the index holds fewer.
+        What was found.
 
     Raises:
-        DataError: When there is no index, nothing in it, or the picture is absent or broken.
+        DataError: When there is no index, nothing in it, or a picture or item is absent or broken.
         SpaceMismatch: When the index was made with another model.
+        ConfigError: When the terms cancel each other.
     """
     from costream.index import Index
+    from costream.encoders.light.encoder import LightEncoder
+    from costream.search.engine import Searcher
 
     with Index.open(directory) as index:
         if not len(index):
@@ -93,78 +140,69 @@ def search_index(
                 f"the index {shown_path(str(directory))} is empty, expected at least one picture",
                 hint="costream index PATH...",
             )
+        terms = tuple(_with_id(term, index) for term in query.terms)
         name = model_name or recall_model(directory, index.space) or DEFAULT_MODEL
-        vector, space = _embed(query, name)
-        ranking = index.search(vector, space, top)
-        return _results(index, ranking.ids[0], ranking.scores[0])
+        searcher = Searcher(index, LightEncoder(name))
+        return searcher.answer(replace(query, terms=terms))
 
 
-def say_results(results: Sequence[Result], *, title: str = "") -> None:
-    """Print results as a table.
-
-    Args:
-        results: Best first.
-        title: Above the table.
-    """
-    rows = [(str(r.rank), f"{r.score:.3f}", shown_path(r.path or r.id)) for r in results]
-    say_table(("#", "score", "picture"), rows, numbers=(0, 1), title=title)
+def _given(text: str | None, plus: Sequence[str] | None) -> list[str]:
+    return ([] if text is None else [text]) + list(plus or ())
 
 
-def results_to_json(query: str | Path, results: Sequence[Result]) -> dict[str, Any]:
-    """Results as plain values.
-
-    Args:
-        query: Words, or the path of a picture.
-        results: Best first.
-
-    Returns:
-        `{"query": ..., "results": [{"rank", "id", "path", "score"}]}`; the query of a picture is
-        `{"image": path}`.
-    """
-    asked = json_text(query) if isinstance(query, str) else {"image": json_text(str(query))}
-    return {
-        "query": asked,
-        "results": [
-            {"rank": r.rank, "id": json_text(r.id)}
-            | ({"path": None} if r.path is None else json_path(r.path))
-            | {"score": round(r.score, 6)}
-            for r in results
-        ],
-    }
-
-
-def _query(text: str | None, image: Path | None) -> str | Path:
-    if (text is None) == (image is None):
-        got = "neither" if text is None else "both"
+def _some(terms: tuple[Term, ...]) -> tuple[Term, ...]:
+    if not terms:
         raise ConfigError(
-            f"got {got} of TEXT and --image, expected exactly one of them",
+            "got nothing to search for, expected TEXT, --image, --like, --plus or --minus",
             hint='costream search "a dog on a beach", or costream search --image dog.jpg',
         )
-    if image is not None:
-        return image
+    return terms
+
+
+def _decoded(text: str) -> str:
     # Words that the terminal sent in another encoding reach us as surrogates, which no tokenizer
     # takes.
-    words = str(text).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    if not words.strip():
-        raise ConfigError("got an empty text, expected words", hint='costream search "a red car"')
-    return words
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def _embed(query: str | Path, model_name: str) -> tuple[NDArray[Any], Space]:
-    # A query needs one tower only, and no torch: this is what makes a cold start fast.
-    if isinstance(query, str):
-        from costream.encoders.light.text import load_text_encoder
+def _pictures(
+    added: Sequence[Path], subtracted: Sequence[Path], region: str | None
+) -> list[Picture]:
+    part = None if region is None else _region(region)
+    if part is not None and len(added) != 1:
+        raise ConfigError(
+            f"got --region with {len(added)} --image, expected exactly one",
+            hint="costream search --image dog.jpg --region 0.5,0,1,1",
+        )
+    more = [Picture(path, region=part) for path in added]
+    return more + [Picture(path, weight=-1.0) for path in subtracted]
 
-        reader = load_text_encoder(model_name)
-        return reader.encode_texts([query]), reader.space
-    from costream.encoders.light.vision import load_image_encoder
 
-    viewer = load_image_encoder(model_name)
-    return viewer.encode_images([query]), viewer.space
+def _region(text: str) -> Region:
+    try:
+        left, top, right, bottom = (float(edge) for edge in text.split(","))
+    except ValueError as error:
+        raise ConfigError(
+            f"got --region {text}, expected four numbers such as 0.5,0,1,1"
+        ) from error
+    return (left, top, right, bottom)
 
 
-def _results(index: Index, ids: Sequence[str], scores: NDArray[Any]) -> list[Result]:
-    return [
-        Result(rank=rank, id=item.id, path=item.path, score=float(score))
-        for rank, (item, score) in enumerate(zip(index.get(ids), scores, strict=True), start=1)
-    ]
+def _with_id(term: Term, index: Index) -> Term:
+    """A `Like` of a file becomes one of the item that has it: files have their real path as id."""
+    if not isinstance(term, Like):
+        return term
+    path = os.path.realpath(term.id)
+    is_id = index.count(Filter(ids=frozenset((term.id,)))) > 0
+    return term if is_id else replace(term, id=path)
+
+
+def _write_page(path: Path, query: Query, answer: Answer) -> None:
+    from costream.cli.contact_sheet import Section, write_contact_sheet
+
+    (term, *others) = query.terms
+    asked: str | Path = query_in_words(query)
+    if isinstance(term, Picture) and not others:
+        asked = Path(str(term.source))
+    write_contact_sheet(path, [Section(query=asked, results=answer.results)])
+    note(f"wrote {shown_path(str(path))}")

@@ -1,0 +1,210 @@
+"""The ranking of a question: by vectors, and where it is words only, by words too.
+
+Shape letters: D dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import PurePath
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from costream.errors import DataError
+from costream.index.filters import Filter
+from costream.scoring.fuse import fuse, named_by, telling
+from costream.search.query import Query, Words
+
+if TYPE_CHECKING:
+    from costream.index.protocol import SearchIndex
+    from costream.index.records import Item
+    from costream.records import Ranking, Space
+
+# Places of each ranking that count when two are fused; more would change nothing on a first page.
+_DEPTH = 200
+
+
+class GoneError(Exception):
+    """An item was removed between being found and being looked up; asking again helps."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Candidate:
+    """One item of a ranking.
+
+    Attributes:
+        id: In the index.
+        score: Cosine of the question and its best vector; None for an item without a vector.
+        span: Start and end of its best moment in seconds, if it has moments.
+        reasons: Stage to its score.
+        is_named: Whether the words asked for are its name.
+    """
+
+    id: str
+    score: float | None
+    span: tuple[float, float] | None = None
+    reasons: Mapping[str, float] = field(default_factory=dict)
+    is_named: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ranked:
+    """A ranking, and how it was made.
+
+    Attributes:
+        candidates: Best first, each item once.
+        by_vectors: The ranking by vectors alone.
+        is_whole: Whether every item that can be found is among the candidates.
+    """
+
+    candidates: tuple[Candidate, ...]
+    by_vectors: Ranking
+    is_whole: bool
+
+
+def rank(
+    index: SearchIndex,
+    space: Space,
+    asked_D: NDArray[np.float32],
+    query: Query,
+    *,
+    depth: int,
+    total: int,
+) -> Ranked:
+    """Rank the items of an index.
+
+    Args:
+        index: Where to search.
+        space: Where the question lives.
+        asked_D: The question, float32 (D,).
+        query: Its words and conditions.
+        depth: Places of the ranking by vectors to look at.
+        total: Items that the conditions let through.
+
+    Returns:
+        At least the best `depth` items, or all there are; their order does not depend on `depth`.
+
+    Raises:
+        GoneError: An item was removed meanwhile.
+    """
+    depth = max(depth, _DEPTH)
+    found = index.search(asked_D[None], space, depth, where=query.where)
+    candidates = _by_vectors(found)
+    words = _only_words(query)
+    if words:
+        candidates = _with_words(index, space, asked_D, query, words, candidates, total)
+    return Ranked(
+        candidates=tuple(candidates.values()),
+        by_vectors=found,
+        is_whole=len(found.ids[0]) < depth,
+    )
+
+
+def look_up(index: SearchIndex, ids: Sequence[str]) -> list[Item]:
+    """Items that were just found.
+
+    Args:
+        index: Where they are.
+        ids: Which.
+
+    Returns:
+        One an id, in their order.
+
+    Raises:
+        GoneError: One of them was removed meanwhile.
+        DataError: The index is damaged.
+    """
+    try:
+        return index.get(ids)
+    except DataError as error:
+        if index.count(Filter(ids=frozenset(ids))) == len(set(ids)):
+            raise
+        raise GoneError from error
+
+
+def names_of(item: Item) -> tuple[str, ...]:
+    """What an item may be called: the name of its file without ending, caption, tags, found text.
+
+    Args:
+        item: Of an index.
+
+    Returns:
+        Texts that are not empty.
+
+    Example:
+        >>> from costream.index.records import Item
+        >>> names_of(Item(id="1", path="/pictures/red_car.jpg", tags=("garage",)))
+        ('red_car', 'garage')
+    """
+    stem = PurePath(item.path or item.id).stem
+    return tuple(text for text in (stem, item.caption, *item.tags, item.text) if text)
+
+
+def _only_words(query: Query) -> list[str]:
+    """The texts of a question that is words only and subtracts none, else nothing."""
+    if not query.hybrid:
+        return []
+    texts = [term.text for term in query.terms if isinstance(term, Words) and term.weight > 0]
+    return texts if len(texts) == len(query.terms) else []
+
+
+def _by_vectors(found: Ranking) -> dict[str, Candidate]:
+    spans = found.spans[0] if found.spans else [None] * len(found.ids[0])
+    return {
+        item_id: Candidate(
+            id=item_id, score=float(score), span=span, reasons={"vectors": float(score)}
+        )
+        for item_id, score, span in zip(found.ids[0], found.scores[0], spans, strict=True)
+    }
+
+
+def _with_words(
+    index: SearchIndex,
+    space: Space,
+    asked_D: NDArray[np.float32],
+    query: Query,
+    texts: Sequence[str],
+    candidates: Mapping[str, Candidate],
+    total: int,
+) -> dict[str, Candidate]:
+    """The candidates and what the words find, fused."""
+    matched = index.search_text(" ".join(texts), _DEPTH, where=query.where)
+    ids = matched.ids[0]
+    if not ids:
+        return dict(candidates)
+    bm25 = dict(zip(ids, matched.scores[0].tolist(), strict=True))
+    far = _scored(index, space, asked_D, query, [one for one in ids if one not in candidates])
+    named: frozenset[str] = frozenset()
+    if len(texts) == 1:
+        named = named_by(texts[0], {item.id: names_of(item) for item in look_up(index, ids)})
+    weight = telling(len(ids), total)
+    order = fuse(list(candidates), ids, named=named, words_weight=weight, depth=_DEPTH)
+    known = {**far, **candidates}
+    result: dict[str, Candidate] = {}
+    for one in order:
+        candidate = known.get(one.id, Candidate(id=one.id, score=None))
+        reasons = dict(candidate.reasons)
+        if one.id in bm25:
+            reasons |= {"words": bm25[one.id], "fused": one.score}
+        if one.is_named:
+            reasons["named"] = 1.0
+        result[one.id] = replace(candidate, reasons=reasons, is_named=one.is_named)
+    return result
+
+
+def _scored(
+    index: SearchIndex,
+    space: Space,
+    asked_D: NDArray[np.float32],
+    query: Query,
+    ids: Iterable[str],
+) -> dict[str, Candidate]:
+    """Items that only the words found, with the scores of their vectors."""
+    wanted = frozenset(ids)
+    if not wanted:
+        return {}
+    where = replace(query.where or Filter(), ids=wanted)
+    return _by_vectors(index.search(asked_D[None], space, len(wanted), where=where))

@@ -24,6 +24,7 @@ from costream.suggest import did_you_mean
 VERBS = (
     "index",
     "search",
+    "serve",
     "train",
     "evaluate",
     "reproduce",

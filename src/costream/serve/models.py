@@ -1,0 +1,247 @@
+"""The model behind the service: two queues of work, and an encoder that any thread may call.
+
+Words and pictures have a thread each, because they go through different towers: a query in words
+does not wait for a batch of pictures.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from costream.data.picture import PictureSource
+from costream.errors import SpaceMismatch
+from costream.records import Space
+from costream.serve.batching import Batcher, Vector
+from costream.serve.settings import Limits
+
+T = TypeVar("T")
+
+_CACHED_TEXTS = 4096
+_PROBE = "a photo"
+_GREY = Image.new("RGB", (64, 64), (128, 128, 128))
+
+
+class WordsModel(Protocol):
+    """What words need."""
+
+    @property
+    def space(self) -> Space:
+        """Of the vectors."""
+        ...
+
+    def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Strings to vectors (N, D)."""
+        ...
+
+
+class PicturesModel(Protocol):
+    """What pictures need."""
+
+    @property
+    def space(self) -> Space:
+        """Of the vectors."""
+        ...
+
+    def encode_images(self, images: Sequence[PictureSource]) -> NDArray[np.float32]:
+        """Pictures to vectors (N, D)."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelParts:
+    """The two towers of one model.
+
+    Attributes:
+        words: For texts.
+        pictures: Makes the other tower; called once, in the thread of pictures, because it may
+            take seconds.
+        count_tokens: How many tokens texts have.
+    """
+
+    words: WordsModel
+    pictures: Callable[[], PicturesModel]
+    count_tokens: Callable[[Sequence[str]], int]
+
+
+def load_parts(name: str) -> ModelParts:
+    """A model by its name; the tower for words now, the other when it is first used.
+
+    Args:
+        name: A shipped model, a directory, or a hub name.
+
+    Returns:
+        The towers.
+
+    Raises:
+        WeightsError: There is no such model, or it is damaged.
+    """
+    from costream.encoders.light import load_text_encoder
+    from costream.encoders.locate import locate_model
+    from costream.encoders.preprocess import load_tokenizer
+
+    tokenizer = load_tokenizer(locate_model(name) / "tokenizer.json")
+
+    def pictures() -> PicturesModel:
+        from costream.encoders.storage import load
+
+        return load(name)
+
+    def count_tokens(texts: Sequence[str]) -> int:
+        return sum(len(found.ids) for found in tokenizer.encode_batch(list(texts)))
+
+    return ModelParts(words=load_text_encoder(name), pictures=pictures, count_tokens=count_tokens)
+
+
+class Ticket:
+    """What one request has asked of the model, so that it can be taken back."""
+
+    def __init__(self) -> None:
+        self._calls: set[asyncio.Task[list[Vector]]] = set()
+        self._lock = threading.Lock()
+        self._cancelled = False
+
+    def hold(self, task: asyncio.Task[list[Vector]]) -> None:
+        """Remember a call; one that comes after `cancel` is cancelled at once."""
+        with self._lock:
+            self._calls.add(task)
+            if self._cancelled:
+                task.cancel()
+
+    def cancel(self) -> None:
+        """Take everything back; call it where the event loop runs."""
+        with self._lock:
+            self._cancelled = True
+            for task in self._calls:
+                task.cancel()
+
+
+TICKET: contextvars.ContextVar[Ticket] = contextvars.ContextVar("costream_ticket")
+
+
+class ServedModel:
+    """An encoder whose calls are batched with those of other threads.
+
+    `encode_texts` and `encode_images` are for threads other than the event loop's, `texts` and
+    `images` for the event loop. Make it where the event loop runs.
+
+    Args:
+        parts: The towers.
+        limits: Of time and queue.
+    """
+
+    def __init__(self, parts: ModelParts, limits: Limits) -> None:
+        self.space = parts.words.space
+        self._limits = limits
+        self._parts = parts
+        self._pictures: PicturesModel | None = None
+        self._loop = asyncio.get_running_loop()
+        self._cache: OrderedDict[str, Vector] = OrderedDict()
+        self._cache_lock = threading.Lock()
+        self.words_queue: Batcher[str] = Batcher(
+            self._run_words, max_waiting=limits.waiting_items, name="words"
+        )
+        self.pictures_queue: Batcher[PictureSource] = Batcher(
+            self._run_pictures, max_batch=8, max_waiting=limits.waiting_items // 4, name="pictures"
+        )
+        self.words_queue.start()
+        self.pictures_queue.start()
+
+    async def stop(self) -> None:
+        """End the threads."""
+        await asyncio.gather(self.words_queue.stop(), self.pictures_queue.stop())
+
+    async def check(self, timeout_s: float) -> None:
+        """Have both towers work, past the cache.
+
+        Raises:
+            Exception: What is wrong.
+        """
+        await asyncio.gather(
+            self.words_queue.submit([_PROBE], timeout_s=timeout_s),
+            self.pictures_queue.submit([_GREY], timeout_s=timeout_s),
+        )
+
+    # --- in the event loop ---
+
+    async def texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Strings to vectors (N, D)."""
+        known = {text: vector for text in texts if (vector := self._cached(text)) is not None}
+        new = [text for text in dict.fromkeys(texts) if text not in known]
+        vectors = await self.words_queue.submit(new, timeout_s=self._limits.answer_s)
+        for text, vector in zip(new, vectors, strict=True):
+            known[text] = vector
+            self._keep(text, vector)
+        return self._stacked([known[text] for text in texts])
+
+    async def images(self, images: Sequence[PictureSource]) -> NDArray[np.float32]:
+        """Pictures to vectors (N, D); check them before: one that breaks here costs time."""
+        return self._stacked(
+            await self.pictures_queue.submit(images, timeout_s=self._limits.answer_s)
+        )
+
+    def count_tokens(self, texts: Sequence[str]) -> int:
+        """How many tokens texts have."""
+        return self._parts.count_tokens(texts)
+
+    # --- in other threads ---
+
+    def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Strings to vectors (N, D)."""
+        return self._from_thread(lambda: self.texts(texts))
+
+    def encode_images(self, images: Sequence[PictureSource]) -> NDArray[np.float32]:
+        """Pictures to vectors (N, D)."""
+        return self._from_thread(lambda: self.images(images))
+
+    def _from_thread(self, call: Callable[[], Awaitable[T]]) -> T:
+        ticket = TICKET.get(None)
+
+        async def run() -> T:
+            task = asyncio.ensure_future(call())
+            if ticket is not None:
+                ticket.hold(task)  # type: ignore[arg-type]
+            return await task
+
+        return asyncio.run_coroutine_threadsafe(run(), self._loop).result()
+
+    # --- in the model's threads ---
+
+    def _run_words(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        return self._parts.words.encode_texts(texts)
+
+    def _run_pictures(self, images: Sequence[PictureSource]) -> NDArray[np.float32]:
+        if self._pictures is None:
+            pictures = self._parts.pictures()
+            if pictures.space != self.space:
+                raise SpaceMismatch("the two towers of the model are of different models")
+            self._pictures = pictures
+        return self._pictures.encode_images(images)
+
+    # --- cache ---
+
+    def _cached(self, text: str) -> Vector | None:
+        with self._cache_lock:
+            vector = self._cache.get(text)
+            if vector is not None:
+                self._cache.move_to_end(text)
+            return vector
+
+    def _keep(self, text: str, vector: Vector) -> None:
+        with self._cache_lock:
+            self._cache[text] = vector
+            if len(self._cache) > _CACHED_TEXTS:
+                self._cache.popitem(last=False)
+
+    def _stacked(self, vectors: Sequence[Vector]) -> NDArray[np.float32]:
+        empty = np.zeros((0, self.space.dim), dtype=np.float32)
+        return np.stack(vectors) if vectors else empty

@@ -1,0 +1,121 @@
+"""What routes share: requests read strictly, answers written fast, the service behind them."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+import orjson
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+
+from costream.data.decode import open_image
+from costream.errors import DataError
+from costream.serve.problems import Problem
+from costream.serve.service import Service
+
+T = TypeVar("T")
+
+
+class _StrictRequest(Request):
+    async def json(self) -> Any:
+        """The body; NaN, lone surrogates and a thousand nested brackets are no JSON."""
+        return orjson.loads(await self.body())
+
+
+class StrictRoute(APIRoute):
+    """A route whose JSON is read by the letter of its standard."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The handler, given requests that read strictly."""
+        handler = super().get_route_handler()
+
+        async def strict(request: Request) -> Response:
+            return await handler(_StrictRequest(request.scope, request.receive))
+
+        return strict
+
+
+def service_of(request: Request) -> Service:
+    """The service that a request came to."""
+    service: Service = request.app.state.service
+    return service
+
+
+def json_response(value: object) -> Response:
+    """A value as JSON; numpy arrays are lists."""
+    content = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+    return Response(content, media_type="application/json")
+
+
+def decoded_picture(text: str, service: Service) -> bytes:
+    """The bytes of a picture that was sent, after they have proven to be one.
+
+    Args:
+        text: base64.
+        service: With the limits.
+
+    Returns:
+        The encoded picture.
+
+    Raises:
+        Problem: 422 when it is none, or too large.
+    """
+    try:
+        content = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise Problem(
+            422, "a picture is no base64", hint="standard base64, without a data: prefix"
+        ) from error
+    check_picture(content, service)
+    return content
+
+
+def check_picture(content: bytes, service: Service) -> None:
+    """Refuse what is no picture, before it takes a place in a batch.
+
+    Args:
+        content: Encoded bytes.
+        service: With the limits.
+
+    Raises:
+        Problem: 422.
+    """
+    try:
+        # A JPEG is decoded at an eighth of its size here, which is a fraction of the work.
+        open_image(content, max_pixels=service.settings.limits.pixels, smallest_side=32)
+    except DataError as error:
+        raise Problem(422, error.message, hint=error.hint) from error
+
+
+async def until_gone(request: Request, work: Awaitable[T]) -> T:
+    """Do something for as long as the client is there.
+
+    Args:
+        request: Whose body has been read.
+        work: What to do; cancelled when the client closes the connection.
+
+    Returns:
+        What the work returned.
+
+    Raises:
+        ConnectionResetError: The client has gone.
+    """
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ConnectionResetError("the client has gone")
+    finally:
+        gone.cancel()
+        task.cancel()
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,92 @@
+"""Items and results as answers show them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from costream.data.failures import printable
+from costream.index.records import Item
+from costream.serve.answering import Answer, Result
+from costream.serve.collection import Collection, date_of, name_of
+
+
+def item_shape(item: Item, collection: Collection) -> dict[str, Any]:
+    """An item, without what only its owner may know.
+
+    Args:
+        item: Of the index.
+        collection: That it is in.
+
+    Returns:
+        The members of `ItemAnswer`.
+    """
+    token = collection.ids.token(item.id)
+    has_file = item.path is not None
+    name = printable(name_of(item))
+    if not has_file and not collection.shows_paths:
+        name = printable(name_of(item).rpartition("/")[2])
+    return {
+        "id": token,
+        "name": name,
+        "modality": "image",
+        "size_bytes": item.size,
+        "date": date_of(item),
+        "caption": "",
+        "tags": [],
+        "meta": _printable_meta(item),
+        "path": printable(item.path) if item.path and collection.shows_paths else None,
+        # The hash names the content, so that a browser may keep the picture for ever.
+        "thumbnail": f"items/{token}/thumbnail?v={item.content_hash[:16]}" if has_file else None,
+        "original": f"items/{token}/original" if has_file else None,
+    }
+
+
+def answer_shape(answer: Answer, collection: Collection) -> dict[str, Any]:
+    """An answer.
+
+    Args:
+        answer: Of the search.
+        collection: That was searched.
+
+    Returns:
+        The members of `SearchAnswer`.
+    """
+    items = collection.known([result.id for result in answer.results])
+    return {
+        "results": [
+            _result_shape(result, items[result.id], collection)
+            for result in answer.results
+            if result.id in items  # not removed between search and now
+        ],
+        "total": answer.total,
+        "exact": answer.exact,
+        "recall": answer.recall,
+        "kernel": answer.kernel,
+        "nothing_relevant": answer.nothing_relevant,
+        "seconds": {stage: round(seconds, 6) for stage, seconds in answer.seconds.items()},
+    }
+
+
+def _result_shape(result: Result, item: Item, collection: Collection) -> dict[str, Any]:
+    return item_shape(item, collection) | {
+        "rank": result.rank,
+        "score": round(result.score, 6),
+        "relevance": None if result.relevance is None else round(result.relevance, 4),
+        "span": None if result.span is None else list(result.span),
+        "reasons": {stage: round(score, 6) for stage, score in result.reasons.items()},
+        "duplicates": [collection.ids.token(each) for each in result.duplicates],
+    }
+
+
+def _printable_meta(item: Item) -> dict[str, Any]:
+    return {printable(str(key)): _printable(value) for key, value in item.meta.items()}
+
+
+def _printable(value: Any) -> Any:
+    if isinstance(value, str):
+        return "".join(printable(c) if 0xD800 <= ord(c) <= 0xDFFF else c for c in value)
+    if isinstance(value, dict):
+        return {printable(str(key)): _printable(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_printable(inner) for inner in value]
+    return value

@@ -70,7 +70,6 @@ def run(
         allow_fetch=allow_fetch,
         limits=Limits(rate_per_s=rate),
     )
-    _log_to_stderr(verbose)
 
     def load(opened: Index) -> ModelParts:
         from costream.serve.models import load_parts
@@ -84,7 +83,9 @@ def run(
         say(url)
         note(f"{len(service.collection.index)} items of {shown_path(str(index))}; Ctrl-C ends")
 
-    Server(service, started=started).answer()
+    server = Server(service, started=started)
+    _log_to_stderr(verbose)
+    server.answer()
     return 0
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from costream.data.decode import open_image
-from costream.index import Index
+from costream.index import Filter, Index
 from costream.serve.models import ServedModel
 from costream.serve.problems import Problem
 
@@ -49,7 +49,7 @@ class Query:
     """A question."""
 
     terms: tuple[Term, ...]
-    where: tuple[str, ...] = ()
+    where: Filter | None = None
     top: int = 10
     offset: int = 0
     min_relevance: float | None = None
@@ -96,17 +96,23 @@ def answer(index: Index, model: ServedModel, query: Query) -> Answer:
         What was found.
     """
     begin = time.perf_counter()
-    if query.where:
-        raise Problem(422, "this index has no filters", hint="leave `where` out")
     total = len(index)
     if not total:
         return Answer(results=(), total=0, seconds={"encode": 0.0, "search": 0.0})
     vector = _vector(index, model, query.terms)
     encoded = time.perf_counter()
     own = {term.id for term in query.terms if isinstance(term, Like)}
-    ranking = index.search(vector[None], model.space, query.top + query.offset + len(own))
+    allowed = None
+    if query.where is not None:
+        allowed = {item.id for item in index.items() if query.where.matches(item)}
+    wanted = query.top + query.offset + len(own)
+    ranking = index.search(vector[None], model.space, wanted if allowed is None else total)
     pairs = zip(ranking.ids[0], ranking.scores[0], strict=True)
-    found = [(item_id, float(score)) for item_id, score in pairs if item_id not in own]
+    found = [
+        (item_id, float(score))
+        for item_id, score in pairs
+        if item_id not in own and (allowed is None or item_id in allowed)
+    ]
     found = found[query.offset : query.offset + query.top]
     results = tuple(
         Result(rank=rank, id=item_id, score=score, reasons={"vector": score})

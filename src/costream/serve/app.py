@@ -14,11 +14,27 @@ from costream.errors import ConfigError, CostreamError, NumericalError, SpaceMis
 from costream.serve.batching import EncodeError, OverloadedError
 from costream.serve.guard import App, Guard
 from costream.serve.openapi import describe
-from costream.serve.problems import Problem, problem_response, too_busy
+from costream.serve.problems import (
+    CLIENT_GONE,
+    ClientGoneError,
+    Problem,
+    problem_response,
+    too_busy,
+)
 from costream.serve.routes import embed, items, operations, page, search
 from costream.serve.service import Service
 
 _MAX_ERRORS = 20
+# Told to the client and done with; anything else goes on to the guard, which logs it as a defect.
+_EXPECTED: tuple[type[Exception], ...] = (
+    Problem,
+    RequestValidationError,
+    HTTPException,
+    CostreamError,
+    OverloadedError,
+    EncodeError,
+    TimeoutError,
+)
 
 
 def make_app(service: Service) -> App:
@@ -53,8 +69,9 @@ def make_app(service: Service) -> App:
     async def openapi() -> Response:
         return Response(description, media_type="application/json")
 
-    for kind in (Problem, RequestValidationError, HTTPException, Exception):
+    for kind in (*_EXPECTED, Exception):
         application.add_exception_handler(kind, _told)
+    application.add_exception_handler(ClientGoneError, _gone)
     return Guard(
         cast(App, application),
         settings=service.settings,
@@ -65,6 +82,10 @@ def make_app(service: Service) -> App:
 
 async def _told(request: Request, error: Exception) -> Response:
     return problem_response(problem_of(error), openai=request.url.path.startswith("/v1/"))
+
+
+async def _gone(_: Request, __: Exception) -> Response:
+    return Response(status_code=CLIENT_GONE)
 
 
 def problem_of(error: Exception) -> Problem:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from costream.errors import DataError
-from costream.index import Index, Item
+from costream.index import Filter, Index, Item
 from costream.index.database import FILE_NAME
 from costream.serve.ids import PublicIds
 from costream.serve.problems import Problem
@@ -108,21 +108,25 @@ class Collection:
         )
 
     def page(
-        self, *, sort: Sort, descending: bool, offset: int, limit: int
+        self, where: Filter | None, *, sort: Sort, descending: bool, offset: int, limit: int
     ) -> tuple[list[Item], int]:
         """Some of everything, in an order.
 
         Args:
+            where: Conditions on the items.
             sort: By file name, or by date.
             descending: Whether the last comes first.
             offset: How many to leave out at the front.
             limit: Most items.
 
         Returns:
-            Items, and how many there are in all.
+            Items, and how many there are in all for which the conditions hold.
         """
         listing = self._fresh_listing()
         ids = listing.by_name if sort == "name" else listing.by_date
+        if where is not None:
+            there = {item.id for item in self.index.items() if where.matches(item)}
+            ids = [item_id for item_id in ids if item_id in there]
         if descending:
             stop = len(ids) - offset
             wanted = list(reversed(ids[max(stop - limit, 0) : max(stop, 0)]))
@@ -154,7 +158,7 @@ class Collection:
             return listing
         items = self.index.items()
         by_name = sorted(items, key=lambda item: (name_of(item).casefold(), item.id))
-        by_date = sorted(items, key=lambda item: (date_of(item) or 0.0, item.id))
+        by_date = sorted(items, key=lambda item: (item.when or 0.0, item.id))
         listing = _Listing(
             state=state,
             made=time.monotonic(),
@@ -183,11 +187,6 @@ class Collection:
 def name_of(item: Item) -> str:
     """What people call an item: the name of its file, else its id."""
     return os.path.basename(item.path) if item.path else item.id  # noqa: PTH119  may be any bytes
-
-
-def date_of(item: Item) -> float | None:
-    """When an item was made, in seconds since 1970."""
-    return item.mtime_ns / 1e9 if item.mtime_ns else None
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:

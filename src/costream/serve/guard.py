@@ -15,7 +15,13 @@ from typing import Any
 from costream.serve.keys import Sessions
 from costream.serve.limits import BodyReader, RateLimiter
 from costream.serve.metrics import Metrics
-from costream.serve.problems import Problem, problem_response, too_busy
+from costream.serve.problems import (
+    CLIENT_GONE,
+    ClientGoneError,
+    Problem,
+    problem_response,
+    too_busy,
+)
 from costream.serve.security import (
     HEADERS,
     Headers,
@@ -71,15 +77,16 @@ class Guard:
         begin = time.monotonic()
         try:
             await self._answer(scope, receive, answer)
-        except ConnectionResetError:
-            answer.status = answer.status or 499  # the client has gone: nobody to tell
+        except ClientGoneError:
+            answer.status = CLIENT_GONE
         except Problem as problem:
             await answer.problem(problem)
         except Exception:
             _log.exception("a defect: %s %s", scope["method"], scope["path"])
-            await answer.problem(
-                Problem(500, "a defect of this service", hint="its log has the details")
-            )
+            if not answer.status:
+                await answer.problem(
+                    Problem(500, "a defect of this service", hint="its log has the details")
+                )
         finally:
             seconds = time.monotonic() - begin
             self._metrics.count(scope, answer.status, seconds)
@@ -148,9 +155,6 @@ class _Answer:
         await self._send(message)
 
     async def problem(self, problem: Problem) -> None:
-        if self.status:
-            # Half an answer has gone: end it so that the client notices.
-            raise ConnectionResetError(problem.detail)
         response = problem_response(problem, openai=self._scope["path"].startswith("/v1/"))
         await response(self._scope, _nothing, self.send)
 

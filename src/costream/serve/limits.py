@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from costream.serve.problems import Problem, too_busy
+from costream.serve.problems import ClientGoneError, Problem, too_busy
 from costream.serve.settings import Limits
 
 Message = dict[str, Any]
@@ -86,7 +86,7 @@ class BodyReader:
 
         Raises:
             Problem: 413 too large, 408 too slow, 429 too many at once.
-            ConnectionResetError: The client has gone.
+            ClientGoneError: It has.
         """
         limit = self._limits.body_bytes
         if announced.isdecimal() and int(announced[:20]) > limit:
@@ -97,7 +97,7 @@ class BodyReader:
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        raise ConnectionResetError("the client has gone")
+                        raise ClientGoneError
                     part = message.get("body", b"")
                     body += part
                     self._held_bytes += len(part)

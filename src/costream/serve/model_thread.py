@@ -6,9 +6,41 @@ import asyncio
 import queue
 import threading
 from collections.abc import Callable
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Call:
+    work: Callable[[], Any]
+    loop: asyncio.AbstractEventLoop
+    future: asyncio.Future[Any]
+
+    def make(self) -> None:
+        try:
+            result = self.work()
+        except BaseException as error:
+            # A call that wants to end the process ends its request only; a future takes
+            # StopIteration as little as it takes an exit.
+            plain = isinstance(error, Exception) and not isinstance(error, StopIteration)
+            self.fail(error if plain else RuntimeError(f"the call ended with {error!r}"))
+        else:
+            self.settle(lambda: self.future.set_result(result))
+
+    def fail(self, error: BaseException) -> None:
+        self.settle(lambda: self.future.set_exception(error))
+
+    def settle(self, how: Callable[[], None]) -> None:
+        def unless_done() -> None:
+            if not self.future.done():
+                how()
+
+        try:
+            self.loop.call_soon_threadsafe(unless_done)
+        except RuntimeError:
+            return  # the loop is closed: nobody waits any more
 
 
 class ModelThread:
@@ -26,21 +58,22 @@ class ModelThread:
     """
 
     def __init__(self, name: str) -> None:
-        self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._stopped = False
+        self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
+        self._open: set[_Call] = set()
+        self._ended = threading.Event()
         self._thread = threading.Thread(target=self._work, name=f"costream-{name}", daemon=True)
         self._thread.start()
 
     @property
     def alive(self) -> bool:
         """Whether calls are still taken."""
-        return self._thread.is_alive() and not self._stopped
+        return self._thread.is_alive() and not self._ended.is_set()
 
-    async def run(self, call: Callable[[], T]) -> T:
+    async def run(self, work: Callable[[], T]) -> T:
         """Have a call made, after those that came before.
 
         Args:
-            call: What to do.
+            work: What to call.
 
         Returns:
             What the call returned.
@@ -49,52 +82,33 @@ class ModelThread:
             RuntimeError: The thread has ended.
             Exception: What the call raised.
         """
-        if not self.alive:
-            raise RuntimeError("the thread has ended")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-
-        def work() -> None:
-            try:
-                result = call()
-            except BaseException as error:
-                # A call that wants to end the process ends its request only; a future takes
-                # StopIteration as little as it takes an exit.
-                if not isinstance(error, Exception) or isinstance(error, StopIteration):
-                    error = RuntimeError(f"the call ended with {error!r}")
-                _settle(loop, future, error=error)
-            else:
-                _settle(loop, future, result=result)
-
-        self._calls.put(work)
-        return await future
+        call = _Call(work, loop, future)
+        self._open.add(call)
+        self._calls.put(call)
+        if not self.alive:
+            self._fail_all()
+        try:
+            return await future
+        finally:
+            self._open.discard(call)
 
     def stop(self) -> None:
         """Take no more calls; the one being made is not waited for."""
-        self._stopped = True
+        self._ended.set()
         self._calls.put(None)
 
     def _work(self) -> None:
-        while (call := self._calls.get()) is not None:
-            call()
+        try:
+            while (call := self._calls.get()) is not None:
+                call.make()
+                self._open.discard(call)
+        finally:
+            # Whatever ended the thread, nobody waits for ever for what it will not do.
+            self._ended.set()
+            self._fail_all()
 
-
-def _settle(
-    loop: asyncio.AbstractEventLoop,
-    future: asyncio.Future[T],
-    *,
-    result: T | None = None,
-    error: BaseException | None = None,
-) -> None:
-    def settle() -> None:
-        if future.done():
-            return
-        if error is None:
-            future.set_result(result)  # type: ignore[arg-type]
-        else:
-            future.set_exception(error)
-
-    try:
-        loop.call_soon_threadsafe(settle)
-    except RuntimeError:
-        return  # the loop is closed: nobody waits any more
+    def _fail_all(self) -> None:
+        for call in list(self._open):
+            call.fail(RuntimeError("the thread has ended"))

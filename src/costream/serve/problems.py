@@ -13,6 +13,8 @@ import orjson
 from starlette.responses import Response
 
 MEDIA_TYPE = "application/problem+json"
+CLIENT_GONE = 499
+"""What logs and counters have in place of a status, as nginx does."""
 
 
 class Problem(Exception):
@@ -60,6 +62,10 @@ class Problem(Exception):
         if self.errors:
             body["errors"] = list(self.errors)
         return body
+
+
+class ClientGoneError(Exception):
+    """Whoever asked has closed the connection: there is nobody to tell anything."""
 
 
 def too_busy(detail: str, *, retry_after_s: int = 1) -> Problem:

@@ -27,6 +27,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has come: its headers must follow."""
         super().connection_made(transport)
+        self.access_log = False  # it has query strings, and any handler on the root revives it
         self._expect_within(self.limits.header_s)
 
     def data_received(self, data: bytes) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import signal
 import socket
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 
 import uvicorn
 
@@ -57,10 +60,8 @@ class Server(uvicorn.Server):
 
     def answer(self) -> None:
         """Answer until told to end (SIGTERM, SIGINT, `stop`); requests under way are finished."""
-        try:
+        with self._listener, _signals_are_the_servers():
             self.run(sockets=[self._listener])
-        finally:
-            self._listener.close()
 
     def stop(self) -> None:
         """Have `answer` return, from any thread."""
@@ -71,6 +72,22 @@ class Server(uvicorn.Server):
         await super().startup(sockets=sockets)
         if not self.should_exit:
             self._started(self.url)
+
+
+@contextlib.contextmanager
+def _signals_are_the_servers() -> Iterator[None]:
+    """Keep uvicorn, which raises a signal again when all is done, from ending the process badly."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {
+        number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _listen(host: str, port: int) -> socket.socket:

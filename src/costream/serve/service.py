@@ -72,12 +72,17 @@ class Service:
         self._search_threads = CapacityLimiter(_SEARCH_THREADS)
         self._picture_threads = CapacityLimiter(_PICTURE_THREADS)
         self._model = ServedModel(self._parts, self.settings.limits)
-        watcher = asyncio.create_task(self._watch(), name="costream-watch")
+        beside = [
+            asyncio.create_task(self._watch(), name="costream-watch"),
+            # Loads the tower for pictures before somebody needs it.
+            asyncio.create_task(self._try(), name="costream-warm"),
+        ]
         try:
             yield
         finally:
-            watcher.cancel()
-            await asyncio.gather(watcher, return_exceptions=True)
+            for task in beside:
+                task.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
             await self._model.stop()
             self.collection.close()
 

@@ -6,6 +6,7 @@ sends becomes part of it. Files are written whole or not at all.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -13,8 +14,8 @@ import re
 import secrets
 from collections.abc import Set
 from dataclasses import dataclass
+from enum import IntEnum
 from pathlib import Path
-from typing import Literal
 
 from PIL import Image
 
@@ -24,10 +25,19 @@ from costream.index.records import Item
 from costream.serve import files
 from costream.serve.problems import Problem
 
-Size = Literal[320, 640, 1600]
 _HASH = re.compile(r"[0-9a-f]{64}\Z")
-_QUALITY = {320: 80, 640: 82, 1600: 86}
 _JPEG_BEGINS, _JPEG_ENDS = b"\xff\xd8\xff", b"\xff\xd9"
+
+
+class Size(IntEnum):
+    """Longest side of a thumbnail in pixels."""
+
+    TILE = 320
+    LARGE_TILE = 640
+    SCREEN = 1600
+
+
+_QUALITY = {Size.TILE: 80, Size.LARGE_TILE: 82, Size.SCREEN: 86}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,7 +117,7 @@ class ThumbnailStore:
         return removed
 
     def _path(self, digest: str, size: Size) -> Path:
-        return self._folder / digest[:2] / f"{digest}-{size}.jpg"
+        return self._folder / digest[:2] / f"{digest}-{int(size)}.jpg"
 
     def _make(self, content: bytes, size: Size) -> bytes:
         try:
@@ -117,7 +127,7 @@ class ThumbnailStore:
             raise Problem(415, f"the file {error.message.partition(': ')[2]}") from error
         picture.thumbnail((size, size), Image.Resampling.LANCZOS, reducing_gap=3.0)
         stream = io.BytesIO()
-        picture.save(stream, "JPEG", quality=_QUALITY[size], progressive=size > 320)
+        picture.save(stream, "JPEG", quality=_QUALITY[size], progressive=size > Size.TILE)
         return stream.getvalue()
 
     def _read(self, path: Path) -> bytes | None:
@@ -137,4 +147,5 @@ class ThumbnailStore:
             temporary.replace(path)
         except OSError:
             # A full disk or a folder of somebody else: the thumbnail is shown and not kept.
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink()

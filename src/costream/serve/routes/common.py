@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 import orjson
@@ -14,7 +14,9 @@ from fastapi.routing import APIRoute
 
 from costream.data.decode import open_image
 from costream.errors import DataError
-from costream.serve.problems import Problem
+from costream.index import Filter, parse_filter
+from costream.serve.collection import Collection
+from costream.serve.problems import ClientGoneError, Problem
 from costream.serve.service import Service
 
 T = TypeVar("T")
@@ -91,6 +93,35 @@ def check_picture(content: bytes, service: Service) -> None:
         raise Problem(422, error.message, hint=error.hint) from error
 
 
+def read_filter(conditions: Sequence[str], collection: Collection) -> Filter | None:
+    """Conditions on items as a client may set them.
+
+    Args:
+        conditions: KEY=VALUE; the value of `id` is a public id.
+        collection: That is asked.
+
+    Returns:
+        The filter; None without conditions.
+
+    Raises:
+        Problem: 422 for a condition on paths from those who may not know them.
+        ConfigError: A condition has another form.
+    """
+    if not conditions:
+        return None
+    read = []
+    for condition in conditions:
+        key, _, value = condition.partition("=")
+        if key == "path" and not collection.shows_paths:
+            raise Problem(422, "got a condition on paths, which this service does not show")
+        if key == "id":
+            # An unknown id becomes one that nothing has.
+            read.append(f"id={collection.ids.id(value) or chr(0)}")
+        else:
+            read.append(condition)
+    return parse_filter(read)
+
+
 async def until_gone(request: Request, work: Awaitable[T]) -> T:
     """Do something for as long as the client is there.
 
@@ -102,7 +133,7 @@ async def until_gone(request: Request, work: Awaitable[T]) -> T:
         What the work returned.
 
     Raises:
-        ConnectionResetError: The client has gone.
+        ClientGoneError: It has.
     """
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_gone(request))
@@ -110,7 +141,7 @@ async def until_gone(request: Request, work: Awaitable[T]) -> T:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
-        raise ConnectionResetError("the client has gone")
+        raise ClientGoneError
     finally:
         gone.cancel()
         task.cancel()

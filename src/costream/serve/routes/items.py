@@ -9,8 +9,7 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from costream.serve.collection import name_of
 from costream.serve.files import open_item
 from costream.serve.originals import original_response
-from costream.serve.problems import Problem
-from costream.serve.routes.common import StrictRoute, json_response, service_of
+from costream.serve.routes.common import StrictRoute, json_response, read_filter, service_of
 from costream.serve.routes.shape import item_shape
 from costream.serve.schema import ItemAnswer, ItemsAnswer, ItemsParameters, Token
 from costream.serve.thumbnails import Size
@@ -31,11 +30,10 @@ async def items(request: Request, parameters: Annotated[ItemsParameters, Query()
     """A page of everything there is."""
     service = service_of(request)
     collection = service.collection
-    if parameters.where:
-        raise Problem(422, "this index has no filters", hint="leave `where` out")
 
     def work() -> Response:
         found, total = collection.page(
+            read_filter(parameters.where, collection),
             sort=parameters.sort,
             descending=parameters.order == "descending",
             offset=parameters.offset,
@@ -61,7 +59,7 @@ async def item(request: Request, id: Id) -> Response:
 async def thumbnail(
     request: Request,
     id: Id,
-    size: Annotated[Size, Query(description="Longest side in pixels.")] = 320,
+    size: Annotated[Size, Query(description="Longest side in pixels.")] = Size.TILE,
     v: Annotated[
         str | None, Query(max_length=64, description="Names the content, for caches only.")
     ] = None,
@@ -71,7 +69,7 @@ async def thumbnail(
 
     def work() -> Response:
         item = service.collection.item(id)
-        tag = f'"{item.content_hash[:32]}-{size}"'
+        tag = f'"{item.content_hash[:32]}-{int(size)}"'
         if item.content_hash and request.headers.get("if-none-match") == tag:
             service.metrics.thumbnails.labels("not modified").inc()
             return Response(status_code=304, headers={"ETag": tag})

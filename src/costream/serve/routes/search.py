@@ -14,6 +14,7 @@ from costream.serve.routes.common import (
     check_picture,
     decoded_picture,
     json_response,
+    read_filter,
     service_of,
     until_gone,
 )
@@ -45,7 +46,7 @@ async def search(request: Request, body: SearchRequest) -> Response:
             service,
             answering.Query(
                 terms=await read_terms(body.terms, service),
-                where=tuple(body.where),
+                where=read_filter(body.where, service.collection),
                 top=body.top,
                 offset=body.offset,
                 min_relevance=body.min_relevance,
@@ -75,7 +76,7 @@ async def search_words(
             service,
             answering.Query(
                 terms=await read_terms(terms, service),
-                where=tuple(parameters.where),
+                where=read_filter(parameters.where, service.collection),
                 top=parameters.top,
                 offset=parameters.offset,
                 min_relevance=parameters.min_relevance,
@@ -97,7 +98,7 @@ async def similar(request: Request, body: SimilarRequest) -> Response:
             service,
             answering.Query(
                 terms=await read_terms([LikeTerm(like=body.id)], service),
-                where=tuple(body.where),
+                where=read_filter(body.where, service.collection),
                 top=body.top,
                 offset=body.offset,
                 min_relevance=body.min_relevance,

@@ -7,7 +7,7 @@ from typing import Any
 from costream.data.failures import printable
 from costream.index.records import Item
 from costream.serve.answering import Answer, Result
-from costream.serve.collection import Collection, date_of, name_of
+from costream.serve.collection import Collection, name_of
 
 
 def item_shape(item: Item, collection: Collection) -> dict[str, Any]:
@@ -28,11 +28,11 @@ def item_shape(item: Item, collection: Collection) -> dict[str, Any]:
     return {
         "id": token,
         "name": name,
-        "modality": "image",
+        "modality": item.modality,
         "size_bytes": item.size,
-        "date": date_of(item),
-        "caption": "",
-        "tags": [],
+        "date": item.when,
+        "caption": _printable(item.caption),
+        "tags": [_printable(tag) for tag in item.tags],
         "meta": _printable_meta(item),
         "path": printable(item.path) if item.path and collection.shows_paths else None,
         # The hash names the content, so that a browser may keep the picture for ever.

@@ -1,0 +1,86 @@
+"""A real service for tests: uvicorn in a thread, over real sockets, with a real index."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+from PIL import Image
+
+from costream.index import Index
+from costream.serve.models import ModelParts, load_parts
+from costream.serve.server import Server
+from costream.serve.service import Service
+from costream.serve.settings import ServeSettings
+
+KEY = "a-key-that-is-long-enough"
+
+
+@contextlib.contextmanager
+def serving(
+    directory: Path,
+    model: Path | list[Path],
+    settings: ServeSettings | None = None,
+    *,
+    change: Callable[[ModelParts], ModelParts] = lambda parts: parts,
+) -> Iterator[httpx.Client]:
+    """A client of a service that runs while the block does.
+
+    Args:
+        directory: Of the index.
+        model: Its model; the first of a list, which may change.
+        settings: Port 0 unless given.
+        change: Made to the model, to inject faults.
+    """
+
+    def load(_: Index) -> ModelParts:
+        return change(load_parts(str(model[0] if isinstance(model, list) else model)))
+
+    started = threading.Event()
+    service = Service(directory, settings or ServeSettings(port=0), load)
+    server = Server(service, started=lambda _: started.set())
+    thread = threading.Thread(target=server.answer)
+    thread.start()
+    try:
+        assert started.wait(60)
+        with httpx.Client(base_url=server.url, timeout=60) as client:
+            yield client
+    finally:
+        server.stop()
+        thread.join(30)
+        assert not thread.is_alive(), "the service did not end"
+
+
+def port_of(client: httpx.Client) -> int:
+    assert client.base_url.port is not None
+    return client.base_url.port
+
+
+def encoded(picture: Image.Image, form: str = "PNG") -> str:
+    """A picture as requests carry it."""
+    stream = io.BytesIO()
+    picture.save(stream, form)
+    return base64.b64encode(stream.getvalue()).decode()
+
+
+def raw(client: httpx.Client, request: bytes, *, timeout_s: float = 30.0) -> bytes:
+    """Everything that the service sends for some bytes, until it closes the connection."""
+    with socket.create_connection(("127.0.0.1", port_of(client)), timeout=timeout_s) as connection:
+        connection.sendall(request)
+        received = b""
+        with contextlib.suppress(ConnectionResetError):
+            while part := connection.recv(65536):
+                received += part
+        return received
+
+
+def get(path: bytes, *headers: bytes, host: bytes = b"localhost") -> bytes:
+    """A GET request as bytes, so that nothing on the way makes it well-formed."""
+    lines = [b"GET " + path + b" HTTP/1.1", b"Host: " + host, b"Connection: close", *headers]
+    return b"\r\n".join(lines) + b"\r\n\r\n"

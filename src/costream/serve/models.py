@@ -85,7 +85,7 @@ def load_parts(name: str) -> ModelParts:
     Raises:
         WeightsError: There is no such model, or it is damaged.
     """
-    from costream.encoders.light import load_text_encoder
+    from costream.encoders.light.text import load_text_encoder
     from costream.encoders.locate import locate_model
     from costream.encoders.preprocess import load_tokenizer
 

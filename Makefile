@@ -32,6 +32,7 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff format
 
 soak: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[ray]'
 	$(BIN)/python -m pytest -m soak
 
 $(BIN)/python:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -198,8 +199,8 @@ def _to_block(columns: Mapping[str, NDArray[Any]]) -> _Block:
 
 def _connected(address: str | None) -> Any:
     try:
-        import ray
-        import ray.data
+        ray = import_module("ray")
+        import_module("ray.data")
     except ImportError as error:
         raise ConfigError(
             "Ray is not installed, expected it for --engine ray",

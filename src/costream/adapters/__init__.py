@@ -1,0 +1,1 @@
+"""costream inside other libraries: one module each, which needs that library."""

@@ -8,7 +8,6 @@ from pathlib import Path
 import mteb
 import numpy as np
 import pytest
-from costream.search import Query, Searcher, Words
 from datasets import Dataset
 from llama_index.core.schema import ImageNode, QueryBundle
 from mteb.abstasks.retrieval import AbsTaskRetrieval
@@ -21,6 +20,7 @@ from costream.adapters.llama_index import CostreamRetriever as LlamaRetriever
 from costream.adapters.mteb import MtebModel
 from costream.encoders.dual import DualEncoder
 from costream.index.filters import Filter
+from costream.search import Query, Searcher, Words
 
 GALLERY = Path(costream.__file__).parent / "assets" / "gallery"
 CAPTIONS = {
@@ -60,7 +60,7 @@ def test_langchain_gets_what_the_searcher_finds(searcher: Searcher) -> None:
 
 def test_llama_index_asks_by_words_and_by_pictures(searcher: Searcher, tmp_path: Path) -> None:
     nodes = LlamaRetriever(searcher, top=3).retrieve("a crowd in a city")
-    assert [each.node.node_id for each in nodes][0] == "street"
+    assert nodes[0].node.node_id == "street"
     assert isinstance(nodes[0].node, ImageNode)
     assert nodes[0].node.image_path == "/pictures/street.jpg"
     assert nodes[0].score == max(each.score or 0 for each in nodes)

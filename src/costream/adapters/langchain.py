@@ -9,7 +9,7 @@ Example:
 from __future__ import annotations
 
 from pathlib import PurePath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from costream.adapters.peers import installed
 from costream.index.filters import Filter
@@ -59,7 +59,7 @@ class CostreamRetriever(BaseRetriever):
 
 
 def _document(result: Result, item: Item) -> Document:
-    facts = {
+    facts: dict[str, Any] = {
         "id": result.id,
         "path": result.path,
         "score": result.score,

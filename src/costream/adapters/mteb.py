@@ -121,5 +121,6 @@ class MtebModel:
 
 
 def _unit(vectors: Any) -> NDArray[np.float64]:
-    wide = np.atleast_2d(np.asarray(vectors, dtype=np.float64))
-    return wide / np.linalg.norm(wide, axis=1, keepdims=True).clip(1e-12)
+    wide: NDArray[np.float64] = np.atleast_2d(np.asarray(vectors, dtype=np.float64))
+    unit: NDArray[np.float64] = wide / np.linalg.norm(wide, axis=1, keepdims=True).clip(1e-12)
+    return unit

@@ -130,8 +130,8 @@ def answer_query(query: Query, directory: Path, *, model_name: str | None = None
         SpaceMismatch: When the index was made with another model.
         ConfigError: When the terms cancel each other.
     """
-    from costream.index import Index
     from costream.encoders.light.encoder import LightEncoder
+    from costream.index import Index
     from costream.search.engine import Searcher
 
     with Index.open(directory) as index:

@@ -95,7 +95,7 @@ def update_with_cluster(
         failures += block.failures
         index.add(block.items, block.vectors, model.space)
         for item in block.items:
-            old = known.get(item.path)
+            old = known.get(item.id)
             same = old is not None and old.content_hash == item.content_hash
             counts["unchanged" if same else "changed" if old else "added"] += 1
         counts["embedded"] += len(block.items)
@@ -139,7 +139,7 @@ class _Worker:
             try:
                 content = files.read_content(name)
                 smallest = 2 * self.model.config.image_preprocess.size_px
-                pictures.append(open_image(content, smallest_side=smallest))
+                pictures.append(open_image(content.encoded, smallest_side=smallest))
                 rows.append((encoded, content.content_hash, content.stamp, ""))
             except DataError as error:
                 rows.append((encoded, "", files.Stamp(size=0, mtime_ns=0), str(error)))

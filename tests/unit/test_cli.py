@@ -106,9 +106,12 @@ def test_another_model_is_refused(indexed: Path, other_model_dir: Path, costream
 
 def test_search_json_has_the_promised_form(indexed: Path, costream: Program) -> None:
     found = costream("search", "red", "--top", "2", "--json", cwd=indexed).json
-    assert list(found) == ["query", "results"]
+    assert list(found) == [
+        *("query", "results", "exact", "recall", "kernel", "total", "nothing_relevant")
+    ]
     assert found["query"] == "red"
-    assert [list(each) for each in found["results"]] == [["rank", "id", "path", "score"]] * 2
+    fields = ["rank", "id", "path", "score", "relevance", "modality", "span", "reasons"]
+    assert [list(each) for each in found["results"]] == [[*fields, "duplicates"]] * 2
     assert [each["rank"] for each in found["results"]] == [1, 2]
     assert all(Path(each["path"]).is_file() for each in found["results"])
 
@@ -141,12 +144,62 @@ def test_search_by_example_finds_the_example(
         assert found["results"][0]["score"] == pytest.approx(1.0, abs=2e-3)
 
 
+def test_words_and_pictures_add_up_in_any_order(indexed: Path, costream: Program) -> None:
+    words = ("search", "--image", "pictures/blue.png", "--plus", "red", "--minus", "green")
+    found = costream.here(*words, "--json", cwd=indexed).json
+    again = costream.here(
+        *("search", "red", "--minus", "green", "--image", "pictures/blue.png", "--json"),
+        cwd=indexed,
+    ).json
+    assert found["results"] == again["results"]
+    assert found["query"] == {
+        "terms": [
+            {"text": "red", "weight": 1.0},
+            {"text": "green", "weight": -1.0},
+            {"image": "pictures/blue.png", "weight": 1.0},
+        ]
+    }
+
+
+def test_more_like_an_item_are_the_others(indexed: Path, costream: Program) -> None:
+    found = costream("search", "--like", "pictures/red.png", "--json", cwd=indexed).json["results"]
+    assert {Path(each["path"]).name for each in found} == {"blue.png", "green.png"}
+
+
+def test_conditions_and_pages(indexed: Path, costream: Program) -> None:
+    where = ("--where", f"path={os.path.realpath(indexed / 'pictures' / 'g')}")
+    found = costream.here("search", "red", *where, "--json", cwd=indexed).json
+    assert [Path(each["path"]).name for each in found["results"]] == ["green.png"]
+    assert found["total"] == 1
+    whole = costream.here("search", "red", "--json", cwd=indexed).json["results"]
+    page = ("search", "red", "--top", "1", "--offset", "1", "--json")
+    assert costream.here(*page, cwd=indexed).json["results"] == whole[1:2]
+
+
+def test_names_can_be_left_out_of_it(indexed: Path, costream: Program) -> None:
+    named = costream.here("search", "GREEN", "--json", cwd=indexed).json["results"][0]
+    assert (Path(named["path"]).name, named["relevance"]) == ("green.png", 1.0)
+    plain = costream.here("search", "GREEN", "--no-names", "--json", cwd=indexed).json["results"]
+    assert all(list(each["reasons"]) == ["vectors"] for each in plain)
+    scores = [each["score"] for each in plain]
+    assert scores == sorted(scores, reverse=True)
+
+
 @pytest.mark.parametrize(
     "words",
     [
         ("search",),
-        ("search", "red", "--image", "pictures/red.png"),
         ("search", ""),
+        ("search", "red", "--plus", " "),
+        ("search", "red", "--minus", "red"),
+        ("search", "--like", "absent.png"),
+        ("search", "red", "--region", "0,0,1,1"),
+        ("search", "--image", "pictures/red.png", "--region", "0,0,1"),
+        ("search", "--image", "pictures/red.png", "--region", "1,0,0,1"),
+        ("search", "red", "--where", "tag"),
+        ("search", "red", "--where", "modality=smell"),
+        ("search", "red", "--min-relevance", "2"),
+        ("search", "red", "--offset", "-1"),
         ("search", "  \n"),
         ("search", "red", "--top", "0"),
         ("search", "red", "--top", "many"),
@@ -211,9 +264,10 @@ def test_words_that_are_not_utf8_are_searched_all_the_same(
 def test_a_table_goes_to_stdout_and_nothing_to_stderr(indexed: Path, costream: Program) -> None:
     done = costream("search", "red", cwd=indexed)
     lines = done.stdout.splitlines()
-    assert lines[0].split() == ["#", "score", "picture"]
-    assert lines[1].split()[0] == "1"
-    assert lines[1].split()[2].startswith("pictures/")
+    # Three pictures are too few to judge, but one has the very name.
+    assert lines[0].split() == ["#", "score", "relevance", "picture"]
+    assert lines[1].split()[::3] == ["1", "pictures/red.png"]
+    assert [len(line.split()) for line in lines[2:]] == [3, 3]
     assert done.stderr == ""
 
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 from servers import Server, discard, new_server, servers, until
 
 from costream.errors import ConfigError, DataError, SpaceMismatch
@@ -255,6 +261,29 @@ def test_a_copy_that_was_stopped_goes_on_and_ends_up_the_same(
             index.all_vectors(index.ids()), source.all_vectors(source.ids())
         )
         assert copy_index(source, index).copied == 0
+
+
+def test_the_program_indexes_into_a_database_and_searches_it(
+    three: list[Server], tmp_path: Path
+) -> None:
+    empty(three[0])
+    for colour in ("red", "blue"):
+        Image.new("RGB", (64, 64), colour).save(tmp_path / f"{colour}.png")
+    words = ("index", tmp_path, "--index", three[0].url, "--json")
+    first, again = program(*words), program(*words)
+    assert (first["added"], again["added"], again["unchanged"]) == (2, 0, 2)
+    (tmp_path / "blue.png").unlink()
+    assert program(*words, "--prune")["removed"] == 1
+    found = program("search", "--image", tmp_path / "red.png", "--index", three[0].url, "--json")
+    assert [Path(each["path"]).name for each in found["results"]] == ["red.png"]
+
+
+def program(*words: str | Path) -> dict[str, Any]:
+    """What the program prints as JSON."""
+    command = [sys.executable, "-m", "costream", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    printed: dict[str, Any] = json.loads(done.stdout)
+    return printed
 
 
 @contextmanager

@@ -15,13 +15,23 @@ if TYPE_CHECKING:
 _FILE = "model.json"
 
 
-def remember_model(index_dir: Path, model: str) -> None:
+def is_address(place: str | os.PathLike[str]) -> bool:
+    """Whether an index is in a database and not in a folder."""
+    return "://" in os.fspath(place)
+
+
+def remember_model(place: str | os.PathLike[str], model: str) -> None:
     """Note the model beside the index; folders by their absolute path.
 
+    An index in a database has no such note: its space names the model.
+
     Args:
-        index_dir: Folder of the index.
+        place: Where the index is.
         model: Name or folder, as given.
     """
+    if is_address(place):
+        return
+    index_dir = Path(place)
     name = str(Path(model).resolve()) if Path(model).is_dir() else model
     content = json.dumps({"model": name}) + "\n"
     target = index_dir / _FILE
@@ -33,11 +43,11 @@ def remember_model(index_dir: Path, model: str) -> None:
     temporary.replace(target)
 
 
-def recall_model(index_dir: Path, space: Space | None) -> str | None:
+def recall_model(place: str | os.PathLike[str], space: Space | None) -> str | None:
     """The model that an index was made with.
 
     Args:
-        index_dir: Folder of the index.
+        place: Where the index is.
         space: Space of the index.
 
     Returns:
@@ -46,7 +56,9 @@ def recall_model(index_dir: Path, space: Space | None) -> str | None:
     Raises:
         DataError: When the note is damaged.
     """
-    path = index_dir / _FILE
+    if is_address(place):
+        return None if space is None else space.encoder
+    path = Path(place) / _FILE
     try:
         name = json.loads(path.read_text(encoding="utf-8"))["model"]
     except FileNotFoundError:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from costream.cli._model_of_index import recall_model, remember_model
-from costream.cli.options import DEFAULT_INDEX, DEFAULT_MODEL, AsJson, IndexDir
+from costream.cli._model_of_index import is_address, recall_model, remember_model
+from costream.cli.options import DEFAULT_INDEX, DEFAULT_MODEL, AsJson, IndexPlace
 from costream.cli.output import (
     failure_list,
     json_path,
@@ -19,7 +19,7 @@ from costream.cli.output import (
     say_json,
     shown_path,
 )
-from costream.errors import DataError
+from costream.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from costream.index import UpdateReport
@@ -29,7 +29,7 @@ def run(
     paths: Annotated[
         list[Path], typer.Argument(metavar="PATH...", help="Folders or files of pictures.")
     ],
-    index: IndexDir = DEFAULT_INDEX,
+    index: IndexPlace = str(DEFAULT_INDEX),
     model: Annotated[
         str | None,
         typer.Option(
@@ -41,14 +41,18 @@ def run(
     prune: Annotated[
         bool, typer.Option("--prune", help="Remove pictures whose files are gone.")
     ] = False,
+    engine: Annotated[
+        Literal["local", "ray"],
+        typer.Option("--engine", help="Embed here, or with the workers of a Ray cluster."),
+    ] = "local",
     as_json: AsJson = False,
 ) -> int:
     """Index pictures."""
-    report, size = index_pictures(paths, index, model, prune=prune)
+    report, size = index_pictures(paths, index, model, prune=prune, engine=engine)
     if as_json:
         counts = {k: v for k, v in asdict(report).items() if k != "failures"}
         say_json(
-            {"index": json_path(str(index.absolute()))["path"], "pictures": size}
+            {"index": json_path(_whole_name(index))["path"], "pictures": size}
             | counts
             | {"failures": failure_list(report.failures)}
         )
@@ -59,15 +63,21 @@ def run(
 
 
 def index_pictures(
-    paths: list[Path], directory: Path, model_name: str | None, *, prune: bool
+    paths: list[Path],
+    place: str | Path,
+    model_name: str | None,
+    *,
+    prune: bool,
+    engine: Literal["local", "ray"] = "local",
 ) -> tuple[UpdateReport, int]:
     """Bring an index up to date.
 
     Args:
         paths: Folders or files.
-        directory: Folder of the index; made when absent.
+        place: Folder of the index, or the address of its database; made when absent.
         model_name: Name or folder; None for the one that the index was made with, or the default.
         prune: Whether to remove pictures whose files are gone.
+        engine: Where pictures are embedded.
 
     Returns:
         What was done, and the number of pictures in the index now.
@@ -75,16 +85,28 @@ def index_pictures(
     Raises:
         DataError: When a path is absent, or nothing that looks like a picture is there.
         SpaceMismatch: When the index was made with another model.
+        ConfigError: When the engine or the database's driver is not installed, or pruning is asked
+            of a cluster.
     """
-    from costream.index import Index, update_index
+    from costream.index import open_index, update_index
 
-    _check_paths(paths, directory, prune=prune)
-    name = model_name or _model_of(directory) or DEFAULT_MODEL
+    if engine == "ray" and prune:
+        raise ConfigError(
+            "got --prune with --engine ray, expected one of them",
+            hint="prune in a run of its own, without --engine",
+        )
+    _check_paths(paths, place, prune=prune)
+    name = model_name or _model_of(place) or DEFAULT_MODEL
     model = _load(name)
-    with Index.open(directory, create=True) as index:
+    with open_index(place, create=True) as index:
         if index.space is None or index.space == model.space:
-            remember_model(directory, name)
+            remember_model(place, name)
         with progress_bar("Indexing") as advance:
+            if engine == "ray":
+                from costream.index.cluster import update_with_cluster
+
+                report = update_with_cluster(index, model, name, paths, progress=advance)
+                return report, len(index)
             report = update_index(
                 index,
                 model,
@@ -97,12 +119,21 @@ def index_pictures(
         return report, len(index)
 
 
-def _check_paths(paths: list[Path], directory: Path, *, prune: bool) -> None:
+def _whole_name(place: str) -> str:
+    """A place as it can be used from anywhere; never with a password."""
+    if is_address(place):
+        from costream.index.postgres import public_url
+
+        return public_url(place)
+    return str(Path(place).absolute())
+
+
+def _check_paths(paths: list[Path], place: str | Path, *, prune: bool) -> None:
     """Refuse what would make an empty index before a model is loaded or a folder is made."""
     from costream.data.walk import IMAGE_SUFFIXES, find_images
 
     found, failures = find_images(paths)
-    if found or failures or (prune and directory.exists()):
+    if found or failures or (prune and (is_address(place) or Path(place).exists())):
         return
     places = ", ".join(shown_path(str(path)) for path in paths)
     raise DataError(
@@ -112,14 +143,14 @@ def _check_paths(paths: list[Path], directory: Path, *, prune: bool) -> None:
     )
 
 
-def _model_of(directory: Path) -> str | None:
-    from costream.index import Index
+def _model_of(place: str | Path) -> str | None:
+    from costream.index import open_index
     from costream.index.database import FILE_NAME
 
-    if not (directory / FILE_NAME).exists():
+    if not is_address(place) and not (Path(place) / FILE_NAME).exists():
         return None
-    with Index.open(directory) as index:
-        return recall_model(directory, index.space)
+    with open_index(place, create=is_address(place)) as index:
+        return recall_model(place, index.space)
 
 
 def _load(name: str) -> Any:
@@ -128,7 +159,7 @@ def _load(name: str) -> Any:
     return load(name)
 
 
-def _in_words(report: UpdateReport, size: int, directory: Path) -> str:
+def _in_words(report: UpdateReport, size: int, place: str) -> str:
     parts = [
         f"{count} {what}"
         for count, what in (
@@ -142,4 +173,5 @@ def _in_words(report: UpdateReport, size: int, directory: Path) -> str:
         if count
     ]
     done = ", ".join(parts) or "nothing to do"
-    return f"{done}; {size} picture{'s' * (size != 1)} in {shown_path(str(directory))}"
+    where = _whole_name(place) if is_address(place) else shown_path(place)
+    return f"{done}; {size} picture{'s' * (size != 1)} in {where}"

@@ -11,6 +11,12 @@ DEFAULT_INDEX = Path(".costream")
 DEFAULT_MODEL = "cots-mini"
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+IndexPlace = Annotated[
+    str,
+    typer.Option(
+        "--index", metavar="DIR_OR_URL", help="Folder of the index, or postgresql://HOST/DATABASE."
+    ),
+]
 IndexDir = Annotated[Path, typer.Option("--index", metavar="DIR", help="Folder of the index.")]
 ModelName = Annotated[
     str,

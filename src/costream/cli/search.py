@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from costream.cli._model_of_index import recall_model
-from costream.cli.options import DEFAULT_INDEX, DEFAULT_MODEL, AsJson, IndexDir
+from costream.cli.options import DEFAULT_INDEX, DEFAULT_MODEL, AsJson, IndexPlace
 from costream.cli.output import check_target, note, say_json, shown_path
 from costream.cli.results import answer_to_json, query_in_words, say_answer
 from costream.errors import ConfigError, DataError
@@ -19,7 +19,7 @@ from costream.index.filters import Filter, parse_filter
 from costream.search.query import Like, Picture, Query, Region, Term, Words
 
 if TYPE_CHECKING:
-    from costream.index import Index
+    from costream.index.protocol import SearchIndex
     from costream.search.records import Answer
 
 
@@ -59,7 +59,7 @@ def run(
             "--where", metavar="KEY=VALUE", help="A condition: path, tag, modality, after, ..."
         ),
     ] = None,
-    index: IndexDir = DEFAULT_INDEX,
+    index: IndexPlace = str(DEFAULT_INDEX),
     top: Annotated[int, typer.Option("--top", min=1, help="Number of results.")] = 10,
     offset: Annotated[int, typer.Option("--offset", min=0, help="Results to pass over.")] = 0,
     min_relevance: Annotated[
@@ -114,12 +114,12 @@ def run(
     return 0
 
 
-def answer_query(query: Query, directory: Path, *, model_name: str | None = None) -> Answer:
+def answer_query(query: Query, place: str | Path, *, model_name: str | None = None) -> Answer:
     """Ask an index.
 
     Args:
         query: What to find. The id of a `Like` may also be the path of the item's file.
-        directory: Folder of the index.
+        place: Folder of the index, or the address of its database.
         model_name: Name or folder; None for the one that the index was made with.
 
     Returns:
@@ -131,17 +131,17 @@ def answer_query(query: Query, directory: Path, *, model_name: str | None = None
         ConfigError: When the terms cancel each other.
     """
     from costream.encoders.light.encoder import LightEncoder
-    from costream.index import Index
+    from costream.index import open_index
     from costream.search.engine import Searcher
 
-    with Index.open(directory) as index:
+    with open_index(place) as index:
         if not len(index):
             raise DataError(
-                f"the index {shown_path(str(directory))} is empty, expected at least one picture",
+                f"the index {shown_path(index.location)} is empty, expected at least one picture",
                 hint="costream index PATH...",
             )
         terms = tuple(_with_id(term, index) for term in query.terms)
-        name = model_name or recall_model(directory, index.space) or DEFAULT_MODEL
+        name = model_name or recall_model(place, index.space) or DEFAULT_MODEL
         searcher = Searcher(index, LightEncoder(name))
         return searcher.answer(replace(query, terms=terms))
 
@@ -188,7 +188,7 @@ def _region(text: str) -> Region:
     return (left, top, right, bottom)
 
 
-def _with_id(term: Term, index: Index) -> Term:
+def _with_id(term: Term, index: SearchIndex) -> Term:
     """A `Like` of a file becomes one of the item that has it: files have their real path as id."""
     if not isinstance(term, Like):
         return term

@@ -28,11 +28,11 @@ from costream.data.walk import find_images
 from costream.errors import ConfigError, DataError, NumericalError
 from costream.index import check, files
 from costream.index.records import Item, UpdateReport
-from costream.index.store import Index
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from costream.index.protocol import SearchIndex
     from costream.records import Space
 
 _THREADS = 2
@@ -54,7 +54,7 @@ class ImageEncoder(Protocol):
 
 
 def update_index(
-    index: Index,
+    index: SearchIndex,
     model: ImageEncoder,
     paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
     *,
@@ -99,6 +99,7 @@ def update_index(
         >>> import numpy as np, tempfile
         >>> from pathlib import Path
         >>> from PIL import Image
+        >>> from costream.index import Index
         >>> from costream.records import Space
         >>> class MeanColour:
         ...     space = Space(encoder="mean", weights_hash="", preprocessing_hash="", dim=3)
@@ -115,7 +116,7 @@ def update_index(
     if batch_size < 1:
         raise ConfigError(f"got batch_size={batch_size}, expected at least 1")
     if len(index):
-        check.check_same(index.space, model.space, str(index.directory))
+        check.check_same(index.space, model.space, index.location)
     given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
     found, failures = find_images(given)
     roots = [os.path.realpath(path) for path in given]
@@ -158,7 +159,7 @@ def _moved(origin: Item, item: Item) -> Item:
     )
 
 
-def _prune(index: Index, roots: Sequence[str]) -> int:
+def _prune(index: SearchIndex, roots: Sequence[str]) -> int:
     gone = [
         item.id
         for item in index.items()
@@ -200,7 +201,7 @@ class _Run:
         done: Files dealt with.
     """
 
-    index: Index
+    index: SearchIndex
     model: ImageEncoder
     roots: Sequence[str]
     batch_size: int

@@ -172,7 +172,7 @@ def best_of(count: int) -> float:
 
     Example:
         >>> round(best_of(20), 2), round(best_of(1000), 2), round(best_of(10**6), 2)
-        (1.86, 3.2, 4.83)
+        (1.86, 3.22, 4.84)
     """
     log_n = math.log(max(count, 2))
     root = math.sqrt(2 * log_n)

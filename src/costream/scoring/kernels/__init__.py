@@ -4,6 +4,7 @@ Names are imported when first used: what a kernel needs is loaded with it.
 
 Example:
     >>> import numpy as np
+    >>> from costream.scoring.kernels import build
     >>> kernel = build(np.float16([[1, 0], [0, 1]]))
     >>> kernel.name, [rows.tolist() for rows in kernel.top(np.float32([[0.6, 0.8]]), 1)[0]]
     ('exact', [[1]])

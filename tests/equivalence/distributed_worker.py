@@ -1,20 +1,24 @@
 """One process of a distributed run, started by test_distributed.py through torchrun or alone.
 
 distributed_worker.py gather OUT             what the gathering functions give, as JSON
-distributed_worker.py run OUT MODEL DATA STOP   train with COTS and names, stop at a step
+distributed_worker.py run OUT MODEL DATA STOP TYPE   train with COTS and names, stop at a step
+
+Either leaves OUT/threads-RANK.json, the threads before and after leaving the other processes.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from costream.data import read_data
+from costream.data import DataSet, read_data
 from costream.encoders.preprocess import tokenize
 from costream.encoders.storage import load
 from costream.methods import cots
@@ -57,10 +61,22 @@ def gather(out: Path) -> None:
     (out / f"{rank()}.json").write_text(json.dumps(found))
 
 
+def compute_in_double() -> None:
+    """Make everything float64, what towers and losses cast up from bfloat16 to float32 too."""
+    torch.set_default_dtype(torch.float64)
+    torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]
+
+
+def unequally_trusted(data: DataSet) -> DataSet:
+    """Weights 0, 0.5 and 1, so that the processes' shares of a mean differ."""
+    samples = enumerate(data.samples)
+    return replace(data, samples=tuple(replace(sample, weight=n % 3 / 2) for n, sample in samples))
+
+
 def train(out: Path, model_dir: Path, data: Path, stop: int) -> None:
     """A run with every loss, and names of things."""
-    model = load(model_dir, device="cpu")
-    samples = read_data(data)
+    model = load(model_dir, device="cpu").to(torch.get_default_dtype())
+    samples = unequally_trusted(read_data(data))
     config = TrainConfig(
         steps=6,
         batch_size=8,
@@ -105,20 +121,33 @@ def train(out: Path, model_dir: Path, data: Path, stop: int) -> None:
         return
 
 
+def threads() -> list[str]:
+    """Names of this process's threads, those that Python does not know of too; Linux only."""
+    return [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+
+
 def main() -> None:
     """Run one of both."""
+    # A collection by chance would free what must not depend on chance.
+    gc.disable()
     torch.set_num_threads(1)
     what, out, *more = sys.argv[1:]
     Path(out).mkdir(parents=True, exist_ok=True)
     started = start_processes()
+    number = rank()
     try:
         if what == "gather":
             gather(Path(out))
         else:
+            if more[3] == "float64":
+                compute_in_double()
             train(Path(out), Path(more[0]), Path(more[1]), int(more[2]))
     finally:
+        before = threads()
         if started:
             stop_processes()
+        found = json.dumps({"before": before, "after": threads()})
+        (Path(out) / f"threads-{number}.json").write_text(found)
 
 
 if __name__ == "__main__":

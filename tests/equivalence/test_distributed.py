@@ -45,9 +45,19 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def train(world: Path, out: Path, processes: int, *, model: str = "model", stop: int = 0) -> None:
+def train(
+    world: Path, out: Path, processes: int, *, model: str = "model", stop: int = 0, dtype: str
+) -> None:
     data = world / "scenes" / "train.jsonl"
-    start(processes, "run", out, world / model, data, str(stop))
+    start(processes, "run", out, world / model, data, str(stop), dtype)
+
+
+@pytest.fixture(scope="module")
+def in_double(world: Path) -> Path:
+    """A folder with a run in one process, `1`, and the same run in two, `2`, both in float64."""
+    for processes in (1, 2):
+        train(world, world / str(processes), processes, dtype="float64")
+    return world
 
 
 def final_state(out: Path) -> dict[str, torch.Tensor]:
@@ -71,33 +81,44 @@ def test_rows_are_gathered_in_order_and_gradients_come_home(tmp_path: Path) -> N
     assert (found[0]["share"] + found[1]["share"]) / 2 == pytest.approx(mean)
 
 
-@pytest.mark.soak  # gloo now and then aborts at the exit of a process
-def test_one_and_two_processes_train_the_same_model(world: Path, tmp_path: Path) -> None:
-    """Losses of every step, and every part of the checkpoint but the random states."""
-    for processes in (1, 2):
-        train(world, tmp_path / str(processes), processes)
-    logs = [read_metrics(tmp_path / n / "metrics.jsonl") for n in ("1", "2")]
+def test_one_and_two_processes_train_the_same_model(in_double: Path) -> None:
+    """Losses of every step, and every part of the checkpoint but the random states.
+
+    In float64, for Adam's first steps have the size of the learning rate however small the gradient
+    is: where it is 0 but for rounding, as for the bias of an attention's keys, float32 weights
+    drift apart by a tenth of that in steps that are right.
+    """
+    logs = [read_metrics(in_double / n / "metrics.jsonl") for n in ("1", "2")]
     assert [len(log) for log in logs] == [6, 6]
     for one, two in zip(*logs, strict=True):
         assert set(one) == set(two)
         for name in set(one) - {"seconds"}:
-            assert two[name] == pytest.approx(one[name], rel=1e-4, abs=1e-5), name
-    one, two = (final_state(tmp_path / n) for n in ("1", "2"))
+            assert two[name] == pytest.approx(one[name], rel=1e-9), name
+    one, two = (final_state(in_double / n) for n in ("1", "2"))
+    assert one["model/text_projection.weight"].dtype == torch.float64
     assert set(two) - set(one) == {"random/cpu/1"}
     for name, value in one.items():
         if name.startswith("random/"):
             continue
         assert two[name].shape == value.shape, name
-        assert torch.allclose(two[name].double(), value.double(), atol=1e-5), name
+        assert torch.allclose(two[name].double(), value.double(), rtol=0, atol=1e-9), name
 
 
-@pytest.mark.soak  # gloo now and then aborts at the exit of a process
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are listed in /proc")
+def test_no_thread_of_the_group_outlives_it(in_double: Path) -> None:
+    """One that does may abort the process while the interpreter shuts down."""
+    for number in (0, 1):
+        names = json.loads((in_double / "2" / f"threads-{number}.json").read_text())
+        assert any("gloo" in name for name in names["before"])
+        assert not any("gloo" in name for name in names["after"])
+
+
 def test_two_processes_resume_bit_for_bit(world: Path, tmp_path: Path) -> None:
     """Each with its own random state: their dropout goes on where each of them was."""
-    train(world, tmp_path / "whole", 2, model="dropout")
-    train(world, tmp_path / "part", 2, model="dropout", stop=3)
+    train(world, tmp_path / "whole", 2, model="dropout", dtype="float32")
+    train(world, tmp_path / "part", 2, model="dropout", stop=3, dtype="float32")
     assert not (tmp_path / "part" / "checkpoints" / "step-00000006").exists()
-    train(world, tmp_path / "part", 2, model="dropout")
+    train(world, tmp_path / "part", 2, model="dropout", dtype="float32")
     whole, part = final_state(tmp_path / "whole"), final_state(tmp_path / "part")
     assert whole.keys() == part.keys()
     assert not torch.equal(whole["random/cpu"], whole["random/cpu/1"])

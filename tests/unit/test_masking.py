@@ -166,6 +166,15 @@ def test_the_generator_moves_by_the_shape_alone() -> None:
     assert torch.equal(states[0], states[1])
 
 
+def test_padding_does_not_change_which_words_are_hidden() -> None:
+    """A process pads to its own longest text, and hides what one process for all would hide."""
+    ids, mask = words(batch=4)
+    padded = torch.nn.functional.pad(ids, (0, 7)), torch.nn.functional.pad(mask, (0, 7))
+    for seed in range(20):
+        short, long = hide(ids, mask, seed, share=0.5), hide(*padded, seed, share=0.5)
+        assert torch.equal(long[0][:, :20], short[0]) and torch.equal(long[1][:, :20], short[1])
+
+
 @pytest.mark.parametrize("shape", [(0, 5), (3, 0)])
 def test_no_words(shape: tuple[int, int]) -> None:
     masked, targets = hide(torch.zeros(shape, dtype=torch.int64), torch.zeros(shape))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -33,10 +35,23 @@ def gather_rows_with_gradient(rows: Tensor) -> Tensor:
     """As `gather_rows`, and the gradient flows back to the process that made a row."""
     if world_size() == 1:
         return rows
-    from torch.distributed.nn.functional import all_gather
+    return cast(Tensor, _GatherRows.apply(rows))  # type: ignore[no-untyped-call] # stub
 
-    parts: tuple[Tensor, ...] = all_gather(rows.contiguous())
-    return torch.cat(parts)
+
+class _GatherRows(torch.autograd.Function):
+    """Rows of all processes; what all of them send back for a row is summed where it was made."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        """Rows (N, ...) to (N * processes, ...)."""
+        return gather_rows(rows)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        """Gradient (N * processes, ...) to that of the own rows (N, ...)."""
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total.tensor_split(world_size())[rank()]
 
 
 def wait_for_all() -> None:

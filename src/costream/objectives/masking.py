@@ -141,7 +141,8 @@ def mask_words(
         vocab_size: Number of tokens; random ones are drawn below it.
         special_ids: Tokens that are never targets and never drawn (class, separator, padding,
             unknown, mask).
-        generator: CPU generator; advanced by the same amount for every batch of this shape.
+        generator: CPU generator; advanced by the same amount for every batch of this shape. What
+            it draws for a token does not depend on T.
 
     Returns:
         The disguised ids int64 (B, T), and the targets bool (B, T), both where `ids` are.
@@ -156,7 +157,7 @@ def mask_words(
         ...     ids, ids > 0, share=1.0, mask_id=103, vocab_size=200,
         ...     special_ids=(0, 101, 102, 103), generator=torch.Generator().manual_seed(0))
         >>> targets.tolist(), masked.tolist()
-        ([[False, True, True, True, False, False]], [[101, 7, 103, 103, 102, 0]])
+        ([[False, True, True, True, False, False]], [[101, 103, 103, 103, 102, 0]])
     """
     if not 0.0 <= share <= 1.0:
         raise ConfigError(f"share of words to hide: got {share}, expected 0 to 1")
@@ -169,11 +170,13 @@ def mask_words(
             f"got {len(special)} special tokens in a vocabulary of {vocab_size}, "
             "expected at least one ordinary token"
         )
-    chance = torch.rand(ids.shape, generator=generator).to(ids.device)
-    treatment = torch.rand(ids.shape, generator=generator).to(ids.device)
-    drawn = torch.randint(0, len(words), ids.shape, generator=generator)
+    # Token by token, so that more padding only adds draws at the end: a text is masked alike in
+    # whatever batch it stands, split over processes or not.
+    draws = torch.rand((*ids.T.shape, 3), dtype=torch.float64, generator=generator)
+    chance, treatment, place = draws.transpose(0, 1).to(ids.device).unbind(dim=2)
+    drawn = words.to(ids.device)[(place * len(words)).long()]
     allowed = mask.bool() & ~torch.isin(ids, special.to(ids.device))
     targets = allowed & (chance < share)
     masked = torch.where(targets & (treatment < 0.8), torch.full_like(ids, mask_id), ids)
-    masked = torch.where(targets & (treatment >= 0.9), words[drawn].to(ids.device), masked)
+    masked = torch.where(targets & (treatment >= 0.9), drawn, masked)
     return masked, targets

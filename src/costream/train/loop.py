@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -132,12 +134,20 @@ def start_processes() -> bool:
         return False
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    # Its functions keep the group of the time of their import as a default, for good, and the first
+    # optimiser imports them; before there is a group they keep none (`stop_processes`).
+    importlib.import_module("torch.distributed.nn.functional")
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     return True
 
 
 def stop_processes() -> None:
-    """Leave the other processes."""
+    """Leave the other processes, and end the threads that talked to them."""
+    # The group's threads live as long as anything holds it. One that lets go of the last tensors it
+    # sent while the interpreter shuts down aborts the process, after a run that went well. The last
+    # holder is a reference cycle that importing parts of PyTorch leaves around the frame of `run`.
+    # It goes before the group, for it would keep Python's lock, which the threads wait for.
+    gc.collect()
     dist.destroy_process_group()
 
 

@@ -223,12 +223,18 @@ def checked_row(item: Item) -> tuple[bytes, str]:
     """
     if not item.id:
         raise DataError("got an item with an empty id, expected a unique name")
-    for name, value in (("size", item.size), ("mtime_ns", item.mtime_ns)):
-        if not -_LARGEST_INT <= value <= _LARGEST_INT:
-            raise DataError(f"item {item.id!r} has {name}={value}, expected a 64-bit number")
+    if not (abs(item.size) <= _LARGEST_INT and abs(item.mtime_ns) <= _LARGEST_INT):
+        raise DataError(
+            f"item {item.id!r} has size={item.size} and mtime_ns={item.mtime_ns}, "
+            "expected 64-bit numbers"
+        )
     _check_words(item)
+    return encoded_id(item.id), _meta_as_json(item) if item.meta else "{}"
+
+
+def _meta_as_json(item: Item) -> str:
     try:
-        meta = _SURROGATE.sub(
+        return _SURROGATE.sub(
             lambda found: f"\\u{ord(found[0]):04x}",
             json.dumps(dict(item.meta), sort_keys=True, allow_nan=False, ensure_ascii=False),
         )
@@ -237,7 +243,6 @@ def checked_row(item: Item) -> tuple[bytes, str]:
             f"the meta of item {item.id!r} cannot be stored as JSON: {error}",
             hint="use strings, finite numbers, lists and dictionaries",
         ) from error
-    return encoded_id(item.id), meta
 
 
 def _check_words(item: Item) -> None:
@@ -248,15 +253,22 @@ def _check_words(item: Item) -> None:
         )
     if item.date is not None and not math.isfinite(item.date):
         raise DataError(f"item {item.id!r} has date {item.date}, expected finite seconds or None")
+    if item.tags or not isinstance(item.tags, tuple):
+        _check_tags(item)
+    if not (item.caption.isascii() and item.text.isascii() and item.content_hash.isascii()):
+        for text in (item.caption, item.text, item.content_hash):
+            _refuse_surrogates(item, text)
+
+
+def _check_tags(item: Item) -> None:
     # A string here would become a tag a letter.
     if not isinstance(item.tags, tuple) or not all(item.tags) or "\x1f" in "".join(item.tags):
         raise DataError(
             f"item {item.id!r} has tags {item.tags!r}, expected a tuple of words, none empty and "
             "none with the control character 31"
         )
-    for text in (item.caption, item.text, item.content_hash, *item.tags):
-        if not text.isascii():
-            _refuse_surrogates(item, text)
+    for tag in item.tags:
+        _refuse_surrogates(item, tag)
 
 
 def _refuse_surrogates(item: Item, text: str) -> None:

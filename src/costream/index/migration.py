@@ -66,7 +66,7 @@ def _copy(connection: sqlite3.Connection, space: Space, num_items: int) -> None:
         if len(joined) != 2 * space.dim * len(found):
             raise DamageError("a vector has another size than the others")
         vectors = np.frombuffer(joined, dtype="<f2").reshape(len(found), space.dim)
-        rows.write(connection, keyed)
+        rows.insert(connection, keyed)
         words.add(connection, keyed)
         batch = Batch(vectors, np.arange(len(found)))
         vector_rows.insert(connection, 0, [key for key, _ in keyed], batch)

@@ -23,19 +23,30 @@ _COLUMNS = (
 )
 _CRC = 10
 _SELECT = f"SELECT {_COLUMNS} FROM items"  # noqa: S608
-_WRITE = (
-    f"INSERT OR REPLACE INTO items ({_COLUMNS}) "  # noqa: S608
+# Replacing costs three times as much as inserting, even where there is nothing to replace.
+_INSERT = (
+    f"INSERT INTO items ({_COLUMNS}) "  # noqa: S608
     "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
+_REPLACE = _INSERT.replace("INSERT", "REPLACE")
 
 
-def write(connection: sqlite3.Connection, keyed: Iterable[tuple[int, Item]]) -> None:
-    """Add items under their keys, or replace those with the same keys.
+def insert(connection: sqlite3.Connection, keyed: Iterable[tuple[int, Item]]) -> None:
+    """Add items under new keys.
 
     Raises:
         DataError: An item cannot be stored.
     """
-    connection.executemany(_WRITE, (_encoded(key, item) for key, item in keyed))
+    connection.executemany(_INSERT, (_encoded(key, item) for key, item in keyed))
+
+
+def replace(connection: sqlite3.Connection, keyed: Iterable[tuple[int, Item]]) -> None:
+    """Write items over those with the same keys.
+
+    Raises:
+        DataError: An item cannot be stored.
+    """
+    connection.executemany(_REPLACE, (_encoded(key, item) for key, item in keyed))
 
 
 def delete(connection: sqlite3.Connection, keys: Iterable[int]) -> None:

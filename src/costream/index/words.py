@@ -104,9 +104,11 @@ def search(
 
 def _rows(keyed: Iterable[tuple[int, Item]]) -> Iterable[tuple[Any, ...]]:
     for key, item in keyed:
-        columns = _columns(item)
-        if any(columns):
-            yield key, *columns
+        # At a glance: most of many items without files have no words at all.
+        if item.path is not None or item.caption or item.text or item.tags:
+            columns = _columns(item)
+            if any(columns):
+                yield key, *columns
 
 
 def _columns(item: Item) -> tuple[str, str, str, str]:

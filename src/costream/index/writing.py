@@ -76,7 +76,8 @@ def put(
     keyed = list(zip(keys, items, strict=True))
     olds = dict(rows.select(connection, "key", known.values()))
     words.remove(connection, olds.items())
-    rows.write(connection, keyed)
+    rows.replace(connection, (one for one in keyed if one[0] in olds))
+    rows.insert(connection, (one for one in keyed if one[0] not in olds) if olds else keyed)
     words.add(connection, keyed)
     others = [key for key, item in keyed if key in olds and not _same_content(olds[key], item)]
     places, vectors = np.empty(0, np.int64), None
@@ -143,7 +144,7 @@ def restamp(connection: sqlite3.Connection, state: State, items: Sequence[Item])
         if old.content_hash == item.content_hash:
             stamp = replace(old, size=item.size, mtime_ns=item.mtime_ns, date=item.date)
             changed.append((key, stamp))
-    rows.write(connection, changed)
+    rows.replace(connection, changed)
     schema.advance(connection, state, [])
 
 

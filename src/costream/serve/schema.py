@@ -304,6 +304,7 @@ class AboutAnswer(_Answer):
     dimensions: int | None
     items: int
     needs_key: bool
+    shows_paths: bool
     allows_fetch: bool
     explains: bool
 

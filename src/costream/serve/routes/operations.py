@@ -54,6 +54,7 @@ async def about(request: Request) -> Response:
             "dimensions": space.dim,
             "items": size,
             "needs_key": bool(service.settings.keys),
+            "shows_paths": service.collection.shows_paths,
             "allows_fetch": service.settings.allow_fetch,
             "explains": False,
         }

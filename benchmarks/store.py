@@ -1,8 +1,8 @@
-"""How fast vectors become durable, and what follows: `python benchmarks/store.py [ITEMS] [--dim D]`.
+"""How fast vectors become durable: `python benchmarks/store.py [ITEMS] [--dim D]`.
 
-Every batch is one `Index.add`, which returns when the batch would survive a loss of power. "Busy" is
-processor time; the rest of the time is the disk's. Everything runs in one process but the last two
-lines, which are new processes with warm file caches.
+Every batch is one `Index.add`, which returns when the batch would survive a loss of power. "Busy"
+is processor time; the rest of the time is the disk's. Everything runs in one process but the last
+two lines, which are new processes with warm file caches.
 """
 
 from __future__ import annotations

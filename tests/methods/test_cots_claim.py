@@ -316,12 +316,15 @@ def test_cached_maps_give_the_features_of_the_pictures(world: World) -> None:
     assert np.abs((texts.numpy() * read).sum(axis=1) - 1).max() < 1e-3
 
 
-def test_a_short_model_is_the_first_layers_of_the_long_one() -> None:
+def test_a_light_model_has_the_stem_and_texts_of_the_whole_one_and_trains_the_rest() -> None:
     torch.manual_seed(0)
     base = DualEncoder(COTS_MINI, word_tokenizer(make_scenes(4)))
     config = short_config(base.config)
-    assert config.text.transformer.depth < base.config.text.transformer.depth
+    assert config.vision.transformer.depth < base.config.vision.transformer.depth
     model = short_model(base, seed=0)
+    trained = {name for name, weight in model.text.named_parameters() if weight.requires_grad}
+    assert trained and all(name.startswith("transformer.layers.") for name in trained)
+    assert {int(name.split(".")[2]) for name in trained} == {4, 5}
     whole = base.state_dict()
     for name, weight in model.state_dict().items():
         if name.startswith(("text.", "vision.stem.")):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from costream.errors import DataError
 from costream.index.filters import Filter
-from costream.scoring.fuse import fuse, named_by, telling
+from costream.scoring.fuse import fold, fuse, named_by, telling
 from costream.search.query import Query, Words
 
 if TYPE_CHECKING:
@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 
 # Places of each ranking that count when two are fused; more would change nothing on a first page.
 _DEPTH = 200
+# English words that say nothing about a picture. An item counts as found by words only when it has
+# all others of the question: one common word in a file's name is no reason to be on the first page.
+_FUNCTION_WORDS = frozenset(
+    "a an and are at by for from has have in into is it its of on or over some that the their "
+    "there these this to under up while with".split()
+)
 
 
 class GoneError(Exception):
@@ -143,6 +149,22 @@ def names_of(item: Item) -> tuple[str, ...]:
     return tuple(text for text in (stem, item.caption, *item.tags, item.text) if text)
 
 
+def content_words(texts: Sequence[str]) -> frozenset[str]:
+    """The words of a question that say what is asked for; all words if none does.
+
+    Example:
+        >>> sorted(content_words(["People on a stage"]))
+        ['people', 'stage']
+    """
+    words = frozenset(word for text in texts for word in fold(text))
+    return frozenset(word for word in words if word not in _FUNCTION_WORDS) or words
+
+
+def has_words(item: Item, words: frozenset[str]) -> bool:
+    """Whether an item's names have every one of some words."""
+    return words <= {word for name in names_of(item) for word in fold(name)}
+
+
 def _only_words(query: Query) -> list[str]:
     """The texts of a question that is words only and subtracts none, else nothing."""
     if not query.hybrid:
@@ -172,14 +194,17 @@ def _with_words(
 ) -> dict[str, Candidate]:
     """The candidates and what the words find, fused."""
     matched = index.search_text(" ".join(texts), _DEPTH, where=query.where)
-    ids = matched.ids[0]
+    asked = content_words(texts)
+    items = [item for item in look_up(index, matched.ids[0]) if has_words(item, asked)]
+    ids = tuple(item.id for item in items)
     if not ids:
         return dict(candidates)
-    bm25 = dict(zip(ids, matched.scores[0].tolist(), strict=True))
+    bm25 = dict(zip(matched.ids[0], matched.scores[0].tolist(), strict=True))
+    by_words = frozenset(ids)
     far = _scored(index, space, asked_D, query, [one for one in ids if one not in candidates])
     named: frozenset[str] = frozenset()
     if len(texts) == 1:
-        named = named_by(texts[0], {item.id: names_of(item) for item in look_up(index, ids)})
+        named = named_by(texts[0], {item.id: names_of(item) for item in items})
     weight = telling(len(ids), total)
     order = fuse(list(candidates), ids, named=named, words_weight=weight, depth=_DEPTH)
     known = {**far, **candidates}
@@ -187,7 +212,7 @@ def _with_words(
     for one in order:
         candidate = known.get(one.id, Candidate(id=one.id, score=None))
         reasons = dict(candidate.reasons)
-        if one.id in bm25:
+        if one.id in by_words:
             reasons |= {"words": bm25[one.id], "fused": one.score}
         if one.is_named:
             reasons["named"] = 1.0

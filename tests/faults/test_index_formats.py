@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import shutil
 import signal
 import sqlite3
@@ -88,21 +87,29 @@ def test_an_index_of_the_first_version_that_may_not_be_written_says_so(
 def test_a_kill_while_converting_loses_nothing(tmp_path: Path) -> None:
     items = [Item(id=f"{row:05d}", path=f"/p/{row}.jpg", size=row) for row in range(2000)]
     vectors = unit(np.random.default_rng(0), len(items), DIM)
-    chance = random.Random(3)
-    converted = 0
     write_format_1(tmp_path / "whole", items, vectors, ColourHistogram.space)
-    for _ in range(4):
+
+    def convert(kill_after_s: float | None) -> tuple[bool, float]:
+        """Whether the conversion came to its end, and the seconds until it did or was killed."""
         directory = tmp_path / "old"
         shutil.rmtree(directory, ignore_errors=True)
         shutil.copytree(tmp_path / "whole", directory)
         with worker("open", directory) as process:
             assert process.stdout is not None
             assert process.stdout.readline() == "go\n"
-            time.sleep(chance.uniform(0, 0.25))
-            process.send_signal(signal.SIGKILL)
-            converted += process.stdout.read() == "end\n"
+            begin = time.monotonic()
+            if kill_after_s is not None:
+                time.sleep(kill_after_s)
+                process.send_signal(signal.SIGKILL)
+            ended = process.stdout.read() == "end\n"
+            seconds = time.monotonic() - begin
         with Index.open(directory) as index:
             assert index.items() == items
             assert (index.vectors(index.ids()) == vectors.astype(np.float16)).all()
             assert index.check() == ()
-    assert converted < 4
+        return ended, seconds
+
+    ended, whole_s = convert(None)
+    assert ended
+    killed = [not convert(part * whole_s)[0] for part in (0.0, 0.2, 0.4, 0.6, 0.8)]
+    assert any(killed)

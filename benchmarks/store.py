@@ -1,4 +1,4 @@
-"""How fast vectors become durable: `python benchmarks/store.py [ITEMS] [--dim D]`.
+"""How fast vectors become durable, and what follows: `python benchmarks/store.py [ITEMS]`.
 
 Every batch is one `Index.add`, which returns when the batch would survive a loss of power. "Busy"
 is processor time; the rest of the time is the disk's. Everything runs in one process but the last

@@ -200,11 +200,10 @@ def remove_all(directory: Path) -> None:
     Raises:
         OSError: One cannot be removed.
     """
-    folder = directory / FOLDER
-    if folder.exists():
-        for path in folder.iterdir():
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        for path in (directory / FOLDER).iterdir():
             path.unlink(missing_ok=True)
-        folder.rmdir()
+        (directory / FOLDER).rmdir()
 
 
 def files(directory: Path) -> list[Path]:

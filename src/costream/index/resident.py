@@ -9,6 +9,7 @@ Shape letters: Q queries, N rows, M vectors, K keys, D dimensions.
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -201,6 +202,10 @@ class Resident:
         if self.directory is None or self._is_saved():
             return
         if self._is_small(self.num_rows):
+            if codes.files(self.directory):  # of when it was large
+                with contextlib.suppress(OSError):
+                    codes.remove_all(self.directory)
+                self._files = []
             return
         keys = np.unique(np.concatenate([*self._unsaved, np.empty(0, np.int64)]))
         rows = np.flatnonzero(_holds(vector_rows.keys_of(self.places), keys))

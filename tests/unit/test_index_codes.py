@@ -81,7 +81,7 @@ def test_a_small_change_adds_a_small_file(grown: Path, monkeypatch: pytest.Monke
 def test_changes_after_the_last_file_are_caught_up_with(
     grown: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(resident, "WORTH_A_FILE_BYTES", 10**9)
+    monkeypatch.setattr(resident, "WORTH_A_FILE_BYTES", 1000)
     with Index.open(grown) as index:
         index.add(named(7, 2000), unit(2, seed=20), SPACE)
         index.touch(named(8))

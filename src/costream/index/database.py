@@ -63,7 +63,7 @@ def open_database(directory: Path, *, create: bool) -> tuple[sqlite3.Connection,
         connection, read_only = _connect(path)
         try:
             version = _check_format(connection, path)
-            _configure(connection, read_only)
+            _configure(connection, path, read_only)
             if version < FORMAT:
                 _bring_up(connection, path, read_only)
             schema.read_state(connection)
@@ -255,7 +255,7 @@ def _bring_up(connection: sqlite3.Connection, path: Path, read_only: bool) -> No
     migration.migrate(connection)
 
 
-def _configure(connection: sqlite3.Connection, read_only: bool) -> None:
+def _configure(connection: sqlite3.Connection, path: Path, read_only: bool) -> None:
     connection.execute("PRAGMA foreign_keys = ON")
     connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
     if read_only:
@@ -266,28 +266,34 @@ def _configure(connection: sqlite3.Connection, read_only: bool) -> None:
     connection.execute("PRAGMA checkpoint_fullfsync = ON")
     # What is removed is overwritten, not only given up.
     connection.execute("PRAGMA secure_delete = ON")
-    bound_log(connection)
+    bound_log(connection, path)
 
 
-def bound_log(connection: sqlite3.Connection) -> None:
-    """Keep the log small beside the database; to be called again when that has grown."""
+def bound_log(connection: sqlite3.Connection, path: Path) -> None:
+    """Keep the log small beside the database; to be called after each change."""
     (num_pages,) = connection.execute("PRAGMA page_count").fetchone()
     (page_bytes,) = connection.execute("PRAGMA page_size").fetchone()
     least, most = (size // page_bytes for size in _LOG_BYTES)
     wanted = min(max(num_pages // _LOG_SHARE, least), most)
     connection.execute(f"PRAGMA wal_autocheckpoint = {wanted}")
-    connection.execute(f"PRAGMA journal_size_limit = {wanted * page_bytes}")
+    # A change can be larger than that; its log stays until there is a next one, or is cut off here.
+    log = path.with_name(path.name + "-wal")
+    if log.exists() and log.stat().st_size > 2 * wanted * page_bytes:
+        connection.execute("PRAGMA busy_timeout = 0")  # readers may need it still: another time
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        connection.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}")
 
 
 def give_back(connection: sqlite3.Connection) -> None:
     """Return pages that are no longer used to the file system, when they are many.
 
-    Called within a transaction; an index that was made by an earlier format keeps them.
+    Called outside of transactions; an index that was made by an earlier format keeps them.
     """
     (num_free,) = connection.execute("PRAGMA freelist_count").fetchone()
     (num_pages,) = connection.execute("PRAGMA page_count").fetchone()
     if num_free > max(num_pages // _FREE_SHARE, _FREE_PAGES):
-        connection.execute(f"PRAGMA incremental_vacuum({num_free - _FREE_PAGES})").fetchall()
+        # `execute` would return after the first page.
+        connection.executescript(f"PRAGMA incremental_vacuum({num_free - _FREE_PAGES})")
 
 
 def _name(path: Path) -> str:

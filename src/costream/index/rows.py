@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 from costream.index import check, schema
@@ -49,9 +49,19 @@ def replace(connection: sqlite3.Connection, keyed: Iterable[tuple[int, Item]]) -
     connection.executemany(_REPLACE, (_encoded(key, item) for key, item in keyed))
 
 
-def delete(connection: sqlite3.Connection, keys: Iterable[int]) -> None:
+def delete(connection: sqlite3.Connection, keys: Collection[int]) -> None:
     """Remove items."""
     connection.executemany("DELETE FROM items WHERE key = ?", ([key] for key in keys))
+    connection.executemany("INSERT INTO free_keys (key) VALUES (?)", ([key] for key in keys))
+
+
+def take_free_keys(connection: sqlite3.Connection, count: int) -> list[int]:
+    """Keys of removed items, at most so many, which are free no longer."""
+    query = "SELECT key FROM free_keys ORDER BY key LIMIT ?"
+    keys = [key for (key,) in connection.execute(query, [count])]
+    if keys:
+        connection.execute("DELETE FROM free_keys WHERE key <= ?", [keys[-1]])
+    return keys
 
 
 def select(

@@ -4,7 +4,8 @@
 are the UTF-8 bytes of the string, with undecodable bytes of file names as they were; paths are the
 bytes of the file system. SQLite does not notice a flipped bit within a value, so every row has a
 checksum, compared whenever a row is read. `words` holds no text of its own, only inverted lists;
-neither they nor rows that a filter passes over are compared, except by `Index.check`.
+neither they nor rows that a filter passes over are compared, except by `Index.check`. Keys of
+removed items are given again, so that new rows fill the pages that old ones left.
 """
 
 from __future__ import annotations
@@ -71,6 +72,9 @@ CREATE TABLE items (
     text TEXT NOT NULL,
     meta TEXT NOT NULL
 );
+CREATE TABLE free_keys (
+    key INTEGER PRIMARY KEY
+);
 CREATE INDEX items_by_content ON items (content_hash) WHERE content_hash <> '';
 CREATE TABLE vectors (
     place INTEGER PRIMARY KEY,
@@ -96,7 +100,7 @@ class State:
     Attributes:
         token: Names the state; no two have the same.
         generation: How many changes led to it.
-        next_key: Key of the next new item; never given twice.
+        next_key: The first key that was never given.
         num_items: Items in it.
         num_changed: Items that the changes touched, each as often as it was.
     """

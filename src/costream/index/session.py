@@ -78,8 +78,10 @@ class Session:
             self.refuse_read_only()
             with _transaction(connection, "BEGIN IMMEDIATE"):
                 yield connection
+            # The change is made; if this fails, the next one makes up for it.
+            with contextlib.suppress(sqlite3.Error, OSError):
                 database.give_back(connection)
-            database.bound_log(connection)
+                database.bound_log(connection, self.path)
 
     def refuse_read_only(self) -> None:
         """Refuse what needs to write.

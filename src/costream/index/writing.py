@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, count
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,7 +72,9 @@ def put(
     """
     ids = rows.ids_of(items)
     known = rows.keys_by_id(connection, ids) if state.num_items else {}
-    fresh = iter(range(state.next_key, state.next_key + len(ids)))
+    num_new = len(ids) - len(known)
+    freed = rows.take_free_keys(connection, num_new)
+    fresh = chain(freed, count(state.next_key))
     keys = [known[item_id] if item_id in known else next(fresh) for item_id in ids]
     keyed = list(zip(keys, items, strict=True))
     olds = dict(rows.select(connection, "key", known.values()))
@@ -92,13 +95,12 @@ def put(
                 places, vectors = added, batch.vectors
         schema.write_space(connection, entry)
         active = entry if entry.role == "active" else active
-    num_new = len(ids) - len(known)
     following = schema.advance(
         connection,
         state,
         keys,
         num_items=state.num_items + num_new,
-        next_key=state.next_key + num_new,
+        next_key=state.next_key + num_new - len(freed),
     )
     return Change(
         before=state.token,

@@ -41,6 +41,11 @@ if TYPE_CHECKING:
     from costream.records import Report as Report
     from costream.records import Sample as Sample
     from costream.records import Space as Space
+    from costream.search import Like as Like
+    from costream.search import Picture as Picture
+    from costream.search import Query as Query
+    from costream.search import Searcher as Searcher
+    from costream.search import Words as Words
     from costream.train import train as train
 
 __version__ = "0.1.0"
@@ -55,15 +60,20 @@ _HOMES = {
     "Features": "records",
     "Index": "index",
     "Item": "index",
+    "Like": "search",
     "NotFittedError": "errors",
     "NumericalError": "errors",
+    "Picture": "search",
     "Qrels": "records",
+    "Query": "search",
     "Ranking": "records",
     "Report": "records",
     "Sample": "records",
+    "Searcher": "search",
     "Space": "records",
     "SpaceMismatch": "errors",
     "WeightsError": "errors",
+    "Words": "search",
     "evaluate": "evaluate",
     "evaluate_vectors": "evaluate",
     "load": "encoders.storage",

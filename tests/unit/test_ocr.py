@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
@@ -47,3 +50,30 @@ def test_without_the_program_the_error_says_how_to_get_it(monkeypatch: pytest.Mo
     assert not has_ocr()
     with pytest.raises(ConfigError, match="apt-get install tesseract-ocr"):
         read_text(page("hello"))
+
+
+@needs_tesseract
+def test_a_picture_is_found_by_the_words_in_it(
+    tmp_path: Path, tiny_model_dir: Path, costream_program: Any
+) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(2040, 2043):
+        page(f"Invoice {number}").save(folder / f"scan-{number % 7}.png")
+    words = ("index", "pictures", "--model", tiny_model_dir, "--ocr")
+    costream_program.here(*words, cwd=tmp_path)
+    for number in range(2040, 2043):
+        found = costream_program.here("search", str(number), "--json", cwd=tmp_path).json
+        first = found["results"][0]
+        assert Path(first["path"]).name == f"scan-{number % 7}.png"
+        assert first["reasons"]["named"] == 1
+
+
+def test_indexing_with_text_recognition_needs_the_program(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, costream_program: Any
+) -> None:
+    page("hello").save(tmp_path / "a.png")
+    monkeypatch.setenv("PATH", "")
+    words = ("index", "a.png", "--model", tiny_model_dir, "--ocr")
+    assert "tesseract" in costream_program.here(*words, cwd=tmp_path, code=2).stderr
+    assert not (tmp_path / ".costream").exists()

@@ -45,10 +45,13 @@ def run(
         Literal["local", "ray"],
         typer.Option("--engine", help="Embed here, or with the workers of a Ray cluster."),
     ] = "local",
+    ocr: Annotated[
+        bool, typer.Option("--ocr", help="Read the words in new pictures, with tesseract.")
+    ] = False,
     as_json: AsJson = False,
 ) -> int:
     """Index pictures."""
-    report, size = index_pictures(paths, index, model, prune=prune, engine=engine)
+    report, size = index_pictures(paths, index, model, prune=prune, engine=engine, ocr=ocr)
     if as_json:
         counts = {k: v for k, v in asdict(report).items() if k != "failures"}
         say_json(
@@ -69,6 +72,7 @@ def index_pictures(
     *,
     prune: bool,
     engine: Literal["local", "ray"] = "local",
+    ocr: bool = False,
 ) -> tuple[UpdateReport, int]:
     """Bring an index up to date.
 
@@ -78,6 +82,7 @@ def index_pictures(
         model_name: Name or folder; None for the one that the index was made with, or the default.
         prune: Whether to remove pictures whose files are gone.
         engine: Where pictures are embedded.
+        ocr: Whether to read the words in pictures that are embedded.
 
     Returns:
         What was done, and the number of pictures in the index now.
@@ -85,16 +90,20 @@ def index_pictures(
     Raises:
         DataError: When a path is absent, or nothing that looks like a picture is there.
         SpaceMismatch: When the index was made with another model.
-        ConfigError: When the engine or the database's driver is not installed, or pruning is asked
-            of a cluster.
+        ConfigError: When the engine, the database's driver or tesseract is not installed, or
+            pruning or reading words is asked of a cluster.
     """
+    from costream.data.ocr import check_ocr, read_text
     from costream.index import open_index, update_index
 
-    if engine == "ray" and prune:
+    if engine == "ray" and (prune or ocr):
+        option = "--prune" if prune else "--ocr"
         raise ConfigError(
-            "got --prune with --engine ray, expected one of them",
-            hint="prune in a run of its own, without --engine",
+            f"got {option} with --engine ray, expected one of them",
+            hint=f"use {option} in a run of its own, without --engine",
         )
+    if ocr:
+        check_ocr()
     _check_paths(paths, place, prune=prune)
     name = model_name or _model_of(place) or DEFAULT_MODEL
     model = _load(name)
@@ -114,6 +123,7 @@ def index_pictures(
                 prune=prune,
                 # As `encode_images` decodes, so that an indexed file has the vector it gives.
                 smallest_side=model.config.image_preprocess.decoded_px,
+                read_words=read_text if ocr else None,
                 progress=advance,
             )
         return report, len(index)

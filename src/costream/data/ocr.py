@@ -32,6 +32,24 @@ def has_ocr() -> bool:
     return shutil.which("tesseract") is not None
 
 
+def check_ocr() -> str:
+    """Refuse to go on without `tesseract`.
+
+    Returns:
+        Where the program is.
+
+    Raises:
+        ConfigError: It is not installed.
+    """
+    program = shutil.which("tesseract")
+    if program is None:
+        raise ConfigError(
+            "reading text in pictures needs the program tesseract, which is not installed",
+            hint="apt-get install tesseract-ocr, or brew install tesseract",
+        )
+    return program
+
+
 def read_text(picture: PictureSource, *, languages: str = "eng") -> str:
     """The words in a picture.
 
@@ -46,12 +64,7 @@ def read_text(picture: PictureSource, *, languages: str = "eng") -> str:
         ConfigError: `tesseract` is not installed, or has no such language.
         DataError: The picture is absent or broken, or took longer than a minute.
     """
-    program = shutil.which("tesseract")
-    if program is None:
-        raise ConfigError(
-            "reading text in pictures needs the program tesseract, which is not installed",
-            hint="apt-get install tesseract-ocr, or brew install tesseract",
-        )
+    program = check_ocr()
     image = open_image(picture)
     image.thumbnail((_LONGEST_SIDE_PX, _LONGEST_SIDE_PX))
     stream = io.BytesIO()

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from costream.data.decode_apart import Decoders
 from costream.data.failures import Failure
+from costream.data.perceptual import HASH_KEY, difference_hash
 from costream.data.taken import date_taken
 from costream.data.walk import find_images
 from costream.errors import ConfigError, DataError, NumericalError
@@ -61,6 +62,7 @@ def update_index(
     prune: bool = False,
     batch_size: int = 64,
     smallest_side: int | None = None,
+    read_words: Callable[[Image], str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> UpdateReport:
     """Bring the pictures below some folders into an index, embedding only what is new.
@@ -83,6 +85,8 @@ def update_index(
         batch_size: Pictures embedded and made durable at a time.
         smallest_side: Passed to `open_image`: JPEG files may be decoded smaller, down to this many
             pixels. Give what the model's own decoding uses, or None to decode in full.
+        read_words: Finds the words in a picture, which become its text; None leaves it empty. Only
+            pictures that are embedded are read.
         progress: Called with the number of files dealt with and their total.
 
     Returns:
@@ -127,6 +131,7 @@ def update_index(
         roots=roots,
         batch_size=batch_size,
         smallest_side=smallest_side,
+        read_words=read_words,
         progress=progress,
         total=len(names),
         failures=failures,
@@ -206,6 +211,7 @@ class _Run:
     roots: Sequence[str]
     batch_size: int
     smallest_side: int | None
+    read_words: Callable[[Image], str] | None
     progress: Callable[[int, int], None] | None
     total: int
     failures: list[Failure]
@@ -304,6 +310,10 @@ class _Run:
             picture = self.decoders.decode(
                 content.encoded, content.name, smallest_side=self.smallest_side
             )
+            item = replace(item, meta={**item.meta, HASH_KEY: difference_hash(picture)})
+            if self.read_words is not None:
+                whole = self.decoders.decode(content.encoded, content.name)
+                item = replace(item, text=self.read_words(whole))
             return _Read(item=item, picture=picture)
         except DataError as error:
             return _Read(item=item, failure=Failure.of(name, error))

@@ -61,7 +61,7 @@ def accept(head: bytes) -> bool:
 
 
 if __name__ == "__main__":
-    from costream.data import decode_apart
+    from costream.data import decode_process
 
     Image.register_open("PPM", BadFile, accept)
-    decode_apart.serve(sys.argv[1:])
+    decode_process.serve(sys.argv[1:])

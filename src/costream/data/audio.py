@@ -199,7 +199,9 @@ def _decoded(source: ClipSource, limits: SoundLimits) -> Iterator[tuple[int, Sam
             piece = _mono(frame)
             if not np.isfinite(piece).all():
                 refuse(name, "holds samples that are no numbers", "restore it or leave it out")
+            paused = time.monotonic()
             yield frame.sample_rate, piece
+            deadline += time.monotonic() - paused
 
 
 def _frames(container: InputContainer, stream: AudioStream) -> Iterator[AudioFrame]:

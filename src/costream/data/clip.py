@@ -37,7 +37,9 @@ _CUT_OFF_S = 1.0
 _FAST_RATE = 12.0
 _UNSPECIFIED_COLOURS = 2
 _HD_PX = 720
-_MOST_ASPECT = 8.0
+
+MAX_ASPECT = 8
+"""Pixels that are told to be more oblong than this are taken to be square."""
 
 # Display matrix (a, b, c, d), x' = a x + c y, y' = b x + d y, to what Pillow calls it.
 _UPRIGHT = {
@@ -105,6 +107,13 @@ class Clip:
         self._start_s = 0.0 if start is None else self._seconds(start)
         self._announced_s = self._announced_duration()
         self.duration_s = self._announced_s or self._measured_duration()
+
+    @contextlib.contextmanager
+    def stopped_clock(self) -> Iterator[None]:
+        """What happens meanwhile is no time of decoding."""
+        started = time.monotonic()
+        yield
+        self._deadline += time.monotonic() - started
 
     @property
     def num_pixels(self) -> float:
@@ -193,7 +202,7 @@ class Clip:
 
     def _shown_size(self, frame: VideoFrame) -> tuple[float, float]:
         aspect = float(self._stream.sample_aspect_ratio or 1)
-        if not 1 / _MOST_ASPECT <= aspect <= _MOST_ASPECT:
+        if not 1 / MAX_ASPECT <= aspect <= MAX_ASPECT:
             aspect = 1.0
         # Only ever made larger along one side, so that nothing is lost.
         return frame.width * max(aspect, 1.0), frame.height * max(1 / aspect, 1.0)

@@ -1,47 +1,53 @@
-"""Decode pictures in processes of their own: a decoder that crashes or hangs costs one picture.
+"""Decode in processes of their own: a decoder that crashes or hangs costs one file.
 
 A decoder is tens of thousands of lines of C that read what anybody may have written. In a process
 with limits of time and memory, the worst that a file can do is to end that process; the next
-picture gets a new one.
+file gets a new one.
 
-The processes talk over their standard input and output: a line of JSON, then so many bytes. What
-comes back is read as numbers, text and pixels only, never unpickled.
+The processes talk over their standard input and output: a line of JSON, then so many bytes. A
+request names a file or holds its content; each answer is a picture, or a piece of a sound, and the
+last one says that there is no more. They are read as numbers, text and samples only, never
+unpickled.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self, cast
+from typing import IO, Any, Self, TypeVar, cast
 
+import numpy as np
 from PIL import Image
 
-from costream.data.decode import MAX_PIXELS, open_image
+from costream.config import to_dict
+from costream.data.audio import DEFAULT_SOUND_LIMITS, SoundLimits, Window
+from costream.data.clip import MAX_ASPECT
+from costream.data.decode import MAX_PIXELS
+from costream.data.decode_process import READY, receive, receive_bytes, send
+from costream.data.failures import printable
+from costream.data.video import DEFAULT_SAMPLING, Frame, Sampling
 from costream.errors import CostreamError, DataError
+
+T = TypeVar("T")
 
 # The largest pictures that are accepted take some seconds; what takes this long may never end.
 _LIMIT_S = 60.0
 # As RGBA, 89 million pixels are 358 MB, and laying them on white needs some copies of that.
 _LIMIT_BYTES = 4 << 30
-_COMMAND: Sequence[str] = (sys.executable, "-P", "-m", "costream.data.decode_apart")
-_READY = b"ready\n"
+_COMMAND: Sequence[str] = (sys.executable, "-P", "-m", "costream.data.decode_process")
 _PIPE_BYTES = 1 << 20
-
-
-# --- in the process that wants pictures ---
+_NONSENSE = "made its decoder answer nonsense"
 
 
 class Decoders:
-    """Processes that decode pictures, as many as there are threads that ask at one time.
+    """Processes that decode, as many as there are threads that ask at one time.
 
     Threads may share one object. A process is started when all others are busy, and kept.
 
@@ -84,19 +90,112 @@ class Decoders:
                 took longer than a minute.
             CostreamError: No process can be started, or `close` was called.
         """
+        request = {
+            "what": "picture",
+            "name": name,
+            "smallest_side": smallest_side,
+            "limit_s": _LIMIT_S,
+        }
+        pictures = list(self._ask(request, encoded, "a picture", 3 * MAX_PIXELS, _picture))
+        if len(pictures) != 1:
+            raise _lost(name, _NONSENSE, "a picture")
+        return pictures[0]
+
+    def frames(
+        self, path: str, *, sampling: Sampling = DEFAULT_SAMPLING, smallest_side: int | None = None
+    ) -> Iterator[Frame]:
+        """Decode the pictures that stand for a clip as `sample_frames` does.
+
+        Args:
+            path: The file; it is opened in the other process.
+            sampling: As for `sample_frames`.
+            smallest_side: As for `sample_frames`.
+
+        Yields:
+            At least one frame.
+
+        Raises:
+            DataError: What `sample_frames` raises; or the decoder crashed, or it was ended because
+                a frame took longer than the clip may take.
+            CostreamError: No process can be started, or `close` was called.
+        """
+        limits = sampling.limits
+        request = {
+            "what": "clip",
+            "name": path,
+            "smallest_side": smallest_side,
+            "sampling": to_dict(sampling),
+            "limit_s": limits.max_seconds,
+        }
+        most_bytes = 3 * MAX_ASPECT * limits.max_pixels
+        yield from self._ask(request, b"", "a video", most_bytes, _frame)
+
+    def windows(
+        self,
+        path: str,
+        *,
+        rate_hz: int,
+        window_s: float,
+        limits: SoundLimits = DEFAULT_SOUND_LIMITS,
+    ) -> Iterator[Window]:
+        """Decode a sound as `sound_windows` does.
+
+        Args:
+            path: The file; it is opened in the other process.
+            rate_hz: As for `sound_windows`.
+            window_s: As for `sound_windows`.
+            limits: As for `sound_windows`.
+
+        Yields:
+            At least one window.
+
+        Raises:
+            DataError: What `sound_windows` raises; or the decoder crashed, or it was ended because
+                a window took longer than the sound may take.
+            CostreamError: No process can be started, or `close` was called.
+        """
+        request = {
+            "what": "sound",
+            "name": path,
+            "rate_hz": rate_hz,
+            "window_s": window_s,
+            "limits": to_dict(limits),
+            "limit_s": limits.max_seconds,
+        }
+        most_bytes = 4 * (round(rate_hz * window_s) + 1)
+        yield from self._ask(request, b"", "a sound", most_bytes, _window)
+
+    def _ask(
+        self,
+        request: Mapping[str, Any],
+        body: bytes,
+        expected: str,
+        most_bytes: int,
+        make: Callable[[Mapping[str, Any], bytes], T],
+    ) -> Iterator[T]:
+        """Send a request, give what is made of the answers; it costs one process at most.
+
+        Raises:
+            DataError: The file is broken, or it broke its decoder.
+        """
         process = self._take()
+        is_usable = False
         try:
-            answer = process.ask(encoded, name, smallest_side)
+            for head, answer in process.ask(request, body, most_bytes):
+                yield make(head, answer)
+            is_usable = True
         except DataError:
-            self._give_back(process)
+            is_usable = True
             raise
         except (OSError, EOFError):
-            raise _lost(name, process.last_words()) from None
+            raise _lost(request["name"], process.last_words(), expected) from None
         except (ValueError, LookupError, TypeError):
-            process.end()
-            raise _lost(name, "made its decoder answer nonsense") from None
-        self._give_back(process)
-        return answer
+            raise _lost(request["name"], _NONSENSE, expected) from None
+        finally:
+            if is_usable:
+                self._give_back(process)
+            else:
+                process.end()
 
     def close(self) -> None:
         """End all processes at once; pictures that are being decoded fail."""
@@ -128,10 +227,11 @@ class _Process:
     """One decoder, seen from outside."""
 
     def __init__(self) -> None:
+        self._limit_s = _LIMIT_S
         here = str(Path(__file__).parents[2])  # wherever this package was found
         known = os.environ.get("PYTHONPATH")
         self._popen = subprocess.Popen(  # noqa: S603  our own program
-            [*_COMMAND, str(_LIMIT_S), str(_LIMIT_BYTES)],
+            [*_COMMAND, str(_LIMIT_BYTES)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             pipesize=_PIPE_BYTES,
@@ -151,21 +251,22 @@ class _Process:
 
     def wait_until_ready(self) -> None:
         """Return when it has started, or raise CostreamError."""
-        if self._answers.readline() != _READY:
+        if self._answers.readline() != READY:
             raise _not_started(f"exit code {self._exit_code()}")
 
-    def ask(self, encoded: bytes, name: str, smallest_side: int | None) -> Image.Image:
-        """Have a picture decoded; what it raises besides DataError means that this one is lost."""
-        request = {"name": name, "smallest_side": smallest_side, "num_bytes": len(encoded)}
-        _send(self._requests, request, encoded)
-        answer = _receive(self._answers)
-        if "message" in answer:
-            raise DataError(str(answer["message"]), hint=str(answer["hint"]))
-        width_px, height_px = int(answer["width_px"]), int(answer["height_px"])
-        if not 0 < width_px * height_px <= MAX_PIXELS:
-            raise ValueError("more pixels than it may make")
-        pixels = _receive_bytes(self._answers, 3 * width_px * height_px)
-        return Image.frombytes("RGB", (width_px, height_px), pixels)
+    def ask(
+        self, request: Mapping[str, Any], body: bytes, most_bytes: int
+    ) -> Iterator[tuple[Mapping[str, Any], bytes]]:
+        """Have a file decoded; what it raises besides DataError means that this one is lost."""
+        self._limit_s = float(request["limit_s"])
+        send(self._requests, request, body)
+        while "end" not in (head := receive(self._answers)):
+            if "message" in head:
+                raise DataError(str(head["message"]), hint=str(head["hint"]))
+            num_bytes = int(head["num_bytes"])
+            if not 0 < num_bytes <= most_bytes:
+                raise ValueError("more than it may make")
+            yield head, receive_bytes(self._answers, num_bytes)
 
     def last_words(self) -> str:
         """How it ended, when it said nothing more."""
@@ -174,7 +275,7 @@ class _Process:
             return f"ended its decoder (exit code {code})"
         number = signal.Signals(-code)
         if number.name == "SIGALRM":
-            return f"kept its decoder busy for more than {_LIMIT_S:g} s"
+            return f"kept its decoder busy for more than {self._limit_s:g} s"
         return f"crashed its decoder ({number.name})"
 
     def _exit_code(self) -> int:
@@ -192,9 +293,9 @@ class _Process:
                 pipe.close()
 
 
-def _lost(name: str, reason: str) -> DataError:
+def _lost(name: str, reason: str, expected: str) -> DataError:
     return DataError(
-        f"{name}: {reason}, expected a picture",
+        f"{printable(name)}: {reason}, expected {expected}",
         hint="save it anew with another program, or leave it out",
     )
 
@@ -202,100 +303,19 @@ def _lost(name: str, reason: str) -> DataError:
 def _not_started(reason: str) -> CostreamError:
     return CostreamError(
         f"no process could be started to decode pictures ({reason})",
-        hint=f"see what this says: {' '.join(_COMMAND)} {_LIMIT_S:g} {_LIMIT_BYTES}",
+        hint=f"see what this says: {' '.join(_COMMAND)} {_LIMIT_BYTES}",
     )
 
 
-def _send(stream: IO[bytes], head: Mapping[str, Any], body: bytes = b"") -> None:
-    stream.write(json.dumps(head).encode("ascii") + b"\n")
-    stream.write(body)
-    stream.flush()
+def _picture(head: Mapping[str, Any], body: bytes) -> Image.Image:
+    return Image.frombytes("RGB", (int(head["width_px"]), int(head["height_px"])), body)
 
 
-def _receive(stream: IO[bytes]) -> Mapping[str, Any]:
-    line = stream.readline()
-    if not line.endswith(b"\n"):
-        raise EOFError
-    head = json.loads(line)
-    if not isinstance(head, dict):
-        raise ValueError("expected an object")
-    return head
+def _frame(head: Mapping[str, Any], body: bytes) -> Frame:
+    t, t_start, t_end = (float(head[key]) for key in ("t", "t_start", "t_end"))
+    return Frame(image=_picture(head, body), t=t, t_start=t_start, t_end=t_end)
 
 
-def _receive_bytes(stream: IO[bytes], count: int) -> bytes:
-    body = stream.read(count)
-    if len(body) != count:
-        raise EOFError
-    return body
-
-
-# --- in the process that decodes ---
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Sent:
-    """A picture that was sent here; a stored picture to `open_image`."""
-
-    name: str
-    encoded: bytes
-
-    def read(self) -> bytes:
-        """Return the bytes."""
-        return self.encoded
-
-
-def serve(arguments: Sequence[str]) -> None:
-    """Decode what comes in on standard input until that ends.
-
-    Args:
-        arguments: Most seconds a picture and most bytes of memory.
-    """
-    limit_s, limit_bytes = float(arguments[0]), int(arguments[1])
-    _limit_memory(limit_bytes)
-    requests = sys.stdin.buffer
-    # First, for it takes the place of stderr where that is closed, which the answers must not.
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    answers = os.fdopen(os.dup(1), "wb")
-    answers.write(_READY)
-    answers.flush()
-    # Codecs write to both, which would spoil the answers or the terminal. What prevents a start has
-    # been said before.
-    os.dup2(nowhere, 1)
-    os.dup2(nowhere, 2)
-    while True:
-        try:
-            request = _receive(requests)
-        except EOFError:
-            return
-        sent = _Sent(name=request["name"], encoded=_receive_bytes(requests, request["num_bytes"]))
-        _limit_time(limit_s)
-        try:
-            picture = open_image(sent, smallest_side=request["smallest_side"])
-        except DataError as error:
-            _limit_time(0)
-            _send(answers, {"message": error.message, "hint": error.hint})
-            continue
-        pixels = picture.tobytes()
-        _limit_time(0)
-        _send(answers, {"width_px": picture.width, "height_px": picture.height}, pixels)
-
-
-def _limit_time(seconds: float) -> None:
-    """End this process after so many seconds, even in the middle of C; 0 takes that back."""
-    if sys.platform != "win32":
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.setitimer(signal.ITIMER_REAL, seconds)
-
-
-def _limit_memory(most_bytes: int) -> None:
-    if sys.platform != "win32":
-        import resource
-
-        _, hard = resource.getrlimit(resource.RLIMIT_AS)
-        most = most_bytes if hard == resource.RLIM_INFINITY else min(most_bytes, hard)
-        with contextlib.suppress(ValueError, OSError):  # macOS knows this limit and takes none
-            resource.setrlimit(resource.RLIMIT_AS, (most, hard))
-
-
-if __name__ == "__main__":
-    serve(sys.argv[1:])
+def _window(head: Mapping[str, Any], body: bytes) -> Window:
+    samples = np.frombuffer(body, dtype="<f4").astype(np.float32)
+    return Window(samples=samples, t_start=float(head["t_start"]), t_end=float(head["t_end"]))

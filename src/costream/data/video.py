@@ -115,7 +115,8 @@ def sample_frames(
         waiting: tuple[Image.Image, float, float] | None = None
         for t_start, t, frame in _taken(clip, sampling):
             if waiting is not None:
-                yield _frame(waiting, t_start)
+                with clip.stopped_clock():
+                    yield _frame(waiting, t_start)
             waiting = clip.picture(frame, smallest_side), t, t_start
         if waiting is None:
             clip.refuse_empty()

@@ -91,6 +91,7 @@ def write_clip(
     sound: bool = False,
     prepare: Callable[[Any], None] = lambda stream: None,
     options: dict[str, str] | None = None,
+    metadata: dict[str, str] | None = None,
 ) -> None:
     """Encode pictures.
 
@@ -103,10 +104,12 @@ def write_clip(
         sound: Whether a tone of two seconds is added.
         prepare: Called with the stream of pictures before the first one.
         options: Of the container.
+        metadata: Of the container.
     """
     form = path.suffix[1:]
     codec = codec or CODECS[form]
     with av.open(path, "w", format=_FORMATS.get(form, form), options=options or {}) as container:
+        container.metadata.update(metadata or {})
         stream: Any = container.add_stream(codec, rate=rate, options=_FAST.get(codec, {}))
         first = pictures[0] if pictures else None
         width, height = SIZE if first is None else (first.width, first.height)

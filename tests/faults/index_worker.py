@@ -21,7 +21,7 @@ from PIL import Image
 
 from costream.data.decode_apart import Decoders
 from costream.errors import CostreamError
-from costream.index import Index, Item, update, update_index
+from costream.index import Index, Item, ingest, update, update_index
 from costream.records import Space
 
 DIM = 27
@@ -85,7 +85,7 @@ def churn(directory: str, seed: str) -> None:
 
 def update_pictures(directory: str, pictures: str, log: str, pause_s: str) -> None:
     """Index pictures in batches of four, saying how many files are dealt with."""
-    update._PROGRESS_S = 0.0
+    ingest._PROGRESS_S = 0.0
     model = ColourHistogram(Path(log), float(pause_s))
     with Index.open(directory, create=True) as index:
         say("go")
@@ -153,7 +153,7 @@ class RootsDecoders(Decoders):
 
     def __init__(self) -> None:
         super().__init__()
-        for process in [self._take() for _ in range(update._THREADS)]:
+        for process in [self._take() for _ in range(ingest._THREADS)]:
             self._give_back(process)
 
     def close(self) -> None:

@@ -20,8 +20,9 @@ from index_worker import ColourHistogram
 from numpy.typing import NDArray
 from PIL import Image
 
+from clip_maker import clip_bytes, cuts
 from costream.cli.demo import GALLERY
-from costream.data import decode_apart, open_image
+from costream.data import Sampling, decode_apart, open_image, sample_frames, sound_windows
 from costream.data.decode_apart import Decoders
 from costream.errors import CostreamError, DataError
 from costream.index import Index, update_index
@@ -106,7 +107,81 @@ def test_many_bad_files_cost_only_themselves(index: Index, tmp_path: Path) -> No
     assert (report.added, len(report.failures)) == (6, 6)
 
 
+@needs_proc
+@pytest.mark.usefixtures("bad_decoder")
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("segfault", "crashed its decoder (SIGSEGV), expected a video"),
+        ("spin", "kept its decoder busy for more than 1 s, expected a video"),
+        ("hoard", "is damaged or cut off (MemoryError), expected a video"),
+        ("nonsense", "made its decoder answer nonsense, expected a video"),
+    ],
+)
+def test_only_the_bad_clip_fails(what: str, words: str, index: Index, tmp_path: Path) -> None:
+    folder = draw(tmp_path / "pictures", 6)
+    clip = clip_bytes(cuts(("crab", "bison"), 1.0))
+    for number in range(3):
+        (folder / f"{number:02d}.mp4").write_bytes(clip + bytes(number))
+    (folder / "01.mp4").write_bytes(clip + MARK + what.encode())
+    before = children()
+    report = update_index(index, ColourHistogram(), folder, batch_size=4)
+    assert report.added == 8
+    assert [failure.path for failure in report.failures] == [str(folder / "01.mp4")]
+    assert words in report.failures[0].reason
+    assert children() == before
+
+
 # --- the same answer as without ---
+
+
+def test_a_clip_is_the_same_decoded_apart(tmp_path: Path) -> None:
+    clip = tmp_path / os.fsdecode(b"caf\xe9.mp4")
+    clip.write_bytes(clip_bytes(cuts(("crab", "bison", "dolphin"), 1.0), sound=True))
+    with Decoders() as decoders:
+        for sampling in (Sampling(), Sampling(max_walk_pixels=0), Sampling(every_s=0.3)):
+            for side in (None, 32):
+                apart = list(decoders.frames(str(clip), sampling=sampling, smallest_side=side))
+                here = list(sample_frames(clip, sampling=sampling, smallest_side=side))
+                assert [(f.t, f.t_start, f.t_end) for f in apart] == [
+                    (f.t, f.t_start, f.t_end) for f in here
+                ]
+                assert [f.image.tobytes() for f in apart] == [f.image.tobytes() for f in here]
+        apart_windows = list(decoders.windows(str(clip), rate_hz=8_000, window_s=0.7))
+        here_windows = list(sound_windows(clip, rate_hz=8_000, window_s=0.7))
+        assert [(w.t_start, w.t_end) for w in apart_windows] == [
+            (w.t_start, w.t_end) for w in here_windows
+        ]
+        assert all(
+            (a.samples == b.samples).all() for a, b in zip(apart_windows, here_windows, strict=True)
+        )
+        assert len(decoders._all) == 1
+
+
+def test_a_broken_clip_gets_the_same_words_apart(tmp_path: Path) -> None:
+    clip = tmp_path / "a.mp4"
+    clip.write_bytes(clip_bytes(cuts(("crab", "bison"), 1.0))[:-700])
+    with pytest.raises(DataError) as here:
+        list(sample_frames(clip))
+    with Decoders() as decoders:
+        for _ in range(2):
+            with pytest.raises(DataError) as apart:
+                list(decoders.frames(str(clip)))
+            assert (apart.value.message, apart.value.hint) == (here.value.message, here.value.hint)
+        assert len(decoders._all) == 1
+
+
+@needs_proc
+def test_who_wants_no_more_frames_gets_none_of_another_clip(tmp_path: Path) -> None:
+    first, second = tmp_path / "a.mp4", tmp_path / "b.mp4"
+    first.write_bytes(clip_bytes(cuts(("crab", "bison", "dolphin"), 1.0)))
+    second.write_bytes(clip_bytes(cuts(("airplane",), 1.0)))
+    want = [frame.image.tobytes() for frame in sample_frames(second)]
+    with Decoders() as decoders:
+        frames = decoders.frames(str(first))
+        next(frames)
+        frames.close()
+        assert [frame.image.tobytes() for frame in decoders.frames(str(second))] == want
 
 
 def test_a_picture_is_the_same_decoded_apart() -> None:

@@ -17,7 +17,16 @@ from PIL import ExifTags, Image
 
 from costream.data import open_image
 from costream.errors import ConfigError, DataError, NumericalError, SpaceMismatch
-from costream.index import Filter, Index, Item, UpdateReport, files, update, update_index
+from costream.index import (
+    Filter,
+    Index,
+    Item,
+    UpdateReport,
+    embedding,
+    files,
+    update,
+    update_index,
+)
 from costream.records import Space
 
 LONG_AGO_NS = 10**18
@@ -235,7 +244,7 @@ def test_a_file_changed_while_it_is_read_is_read_again(
 def test_a_file_that_vanishes_after_the_walk_is_a_failure(
     index: Index, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = update.find_images
+    real = update.find_media
     victim = pictures / "0" / "2.png"
 
     def find_then_lose(paths: Any) -> Any:
@@ -243,7 +252,7 @@ def test_a_file_that_vanishes_after_the_walk_is_a_failure(
         victim.unlink()
         return found
 
-    monkeypatch.setattr(update, "find_images", find_then_lose)
+    monkeypatch.setattr(update, "find_media", find_then_lose)
     report = run(index, pictures)
     assert report.added == 9
     assert [failure.path for failure in report.failures] == [str(victim)]
@@ -355,7 +364,7 @@ def test_progress_ends_at_the_total(index: Index, pictures: Path) -> None:
 def test_large_pictures_make_smaller_batches(
     index: Index, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(update, "_BATCH_PIXELS", 3 * 64)  # three of 8 x 8
+    monkeypatch.setattr(embedding, "_BATCH_PIXELS", 3 * 64)  # three of 8 x 8
     sizes: list[int] = []
 
     class Noting(MeanColours):

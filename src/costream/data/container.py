@@ -13,6 +13,7 @@ import io
 import os
 import stat
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, BinaryIO, NoReturn, TypeAlias
@@ -61,6 +62,9 @@ _AUDIO_CODECS = frozenset(
     "pcm_f64le pcm_f64be pcm_alaw pcm_mulaw adpcm_ms adpcm_ima_wav adpcm_ima_qt".split()
 )
 _BUFFER_BYTES = 1 << 18
+# The first has the time zone in which it was recorded; phones write both.
+_DATES = ("com.apple.quicktime.creationdate", "creation_time", "date")
+_NO_DATE_YEAR = 1970
 
 
 def clip_name(source: ClipSource) -> str:
@@ -111,6 +115,35 @@ def open_container(source: ClipSource) -> Iterator[InputContainer]:
                 yield container
         except (av.error.FFmpegError, OSError, MemoryError, OverflowError) as error:
             refuse(name, f"is damaged or cut off ({_words(error)})", "restore it or leave it out")
+
+
+def date_made(source: ClipSource) -> float | None:
+    """When a clip was recorded, as its header says.
+
+    Args:
+        source: Path, encoded bytes or a stored file.
+
+    Returns:
+        Seconds since 1970, or None when the header does not say, or says nonsense.
+
+    Raises:
+        DataError: As for `open_container`.
+
+    Example:
+        >>> date_made("no/such/clip.mp4")
+        Traceback (most recent call last):
+        costream.errors.DataError: no/such/clip.mp4: is not there, expected a video or a sound; ...
+    """
+    with open_container(source) as container:
+        for name in _DATES:
+            text = container.metadata.get(name, "")
+            with contextlib.suppress(ValueError, OverflowError):
+                made = datetime.fromisoformat(text)
+                made = made.replace(tzinfo=made.tzinfo or UTC)
+                # Writers that know no date leave the zero of some clock: 1904 or 1970.
+                if made.year > _NO_DATE_YEAR:
+                    return made.timestamp()
+    return None
 
 
 def check_codec(stream: Stream, name: str) -> None:

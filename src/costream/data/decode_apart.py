@@ -18,7 +18,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self, TypeVar, cast
@@ -96,14 +96,27 @@ class Decoders:
             "smallest_side": smallest_side,
             "limit_s": _LIMIT_S,
         }
-        pictures = list(self._ask(request, encoded, "a picture", 3 * MAX_PIXELS, _picture))
-        if len(pictures) != 1:
-            raise _lost(name, _NONSENSE, "a picture")
-        return pictures[0]
+        return self._ask_once(request, encoded, "a picture", 3 * MAX_PIXELS, _picture)
+
+    def date_made(self, path: str) -> float | None:
+        """When a clip was recorded, as `costream.data.container.date_made` says it.
+
+        Args:
+            path: The file; it is opened in the other process.
+
+        Returns:
+            Seconds since 1970, or None when the clip does not say.
+
+        Raises:
+            DataError: The clip is damaged, or it broke its decoder.
+            CostreamError: No process can be started, or `close` was called.
+        """
+        request = {"what": "date", "name": path, "limit_s": _LIMIT_S}
+        return self._ask_once(request, b"", "a video or a sound", 0, _date)
 
     def frames(
         self, path: str, *, sampling: Sampling = DEFAULT_SAMPLING, smallest_side: int | None = None
-    ) -> Iterator[Frame]:
+    ) -> Generator[Frame, None, None]:
         """Decode the pictures that stand for a clip as `sample_frames` does.
 
         Args:
@@ -137,7 +150,7 @@ class Decoders:
         rate_hz: int,
         window_s: float,
         limits: SoundLimits = DEFAULT_SOUND_LIMITS,
-    ) -> Iterator[Window]:
+    ) -> Generator[Window, None, None]:
         """Decode a sound as `sound_windows` does.
 
         Args:
@@ -165,6 +178,19 @@ class Decoders:
         most_bytes = 4 * (round(rate_hz * window_s) + 1)
         yield from self._ask(request, b"", "a sound", most_bytes, _window)
 
+    def _ask_once(
+        self,
+        request: Mapping[str, Any],
+        body: bytes,
+        expected: str,
+        most_bytes: int,
+        make: Callable[[Mapping[str, Any], bytes], T],
+    ) -> T:
+        answers = list(self._ask(request, body, expected, most_bytes, make))
+        if len(answers) != 1:
+            raise _lost(request["name"], _NONSENSE, expected)
+        return answers[0]
+
     def _ask(
         self,
         request: Mapping[str, Any],
@@ -172,7 +198,7 @@ class Decoders:
         expected: str,
         most_bytes: int,
         make: Callable[[Mapping[str, Any], bytes], T],
-    ) -> Iterator[T]:
+    ) -> Generator[T, None, None]:
         """Send a request, give what is made of the answers; it costs one process at most.
 
         Raises:
@@ -264,7 +290,7 @@ class _Process:
             if "message" in head:
                 raise DataError(str(head["message"]), hint=str(head["hint"]))
             num_bytes = int(head["num_bytes"])
-            if not 0 < num_bytes <= most_bytes:
+            if not 0 <= num_bytes <= most_bytes:
                 raise ValueError("more than it may make")
             yield head, receive_bytes(self._answers, num_bytes)
 
@@ -309,6 +335,10 @@ def _not_started(reason: str) -> CostreamError:
 
 def _picture(head: Mapping[str, Any], body: bytes) -> Image.Image:
     return Image.frombytes("RGB", (int(head["width_px"]), int(head["height_px"])), body)
+
+
+def _date(head: Mapping[str, Any], body: bytes) -> float | None:
+    return None if head["date"] is None else float(head["date"])
 
 
 def _frame(head: Mapping[str, Any], body: bytes) -> Frame:

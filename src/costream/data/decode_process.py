@@ -15,6 +15,7 @@ from PIL import Image
 
 from costream.config import from_dict
 from costream.data.audio import SoundLimits, sound_windows
+from costream.data.container import date_made
 from costream.data.decode import open_image
 from costream.data.video import Sampling, sample_frames
 from costream.errors import DataError
@@ -115,6 +116,8 @@ def _answers(request: Mapping[str, Any], body: bytes) -> Iterator[tuple[dict[str
     if request["what"] == "picture":
         picture = open_image(_Sent(name=name, encoded=body), smallest_side=request["smallest_side"])
         yield _size(picture), picture.tobytes()
+    elif request["what"] == "date":
+        yield {"date": date_made(name)}, b""
     elif request["what"] == "clip":
         sampling = from_dict(Sampling, request["sampling"])
         for frame in sample_frames(name, sampling=sampling, smallest_side=request["smallest_side"]):

@@ -1,4 +1,4 @@
-"""Find the picture files below folders, in a stable order, surviving what file systems hold."""
+"""Find pictures and clips below folders, in a stable order, whatever file systems hold."""
 
 from __future__ import annotations
 
@@ -13,6 +13,15 @@ from costream.errors import DataError
 IMAGE_SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .gif .webp .avif .heic .heif .hif .tif .tiff .bmp "
     ".ppm .pgm .pbm .pnm .mpo".split()
+)
+
+# No ".ts": most files of that name are programs (TypeScript).
+VIDEO_SUFFIXES = frozenset(
+    ".mp4 .m4v .mov .qt .mkv .webm .avi .mpg .mpeg .mpe .vob .mts .m2ts .flv .f4v .wmv .asf "
+    ".3gp .3g2 .ogv".split()
+)
+AUDIO_SUFFIXES = frozenset(
+    ".wav .flac .mp3 .ogg .oga .opus .m4a .m4b .aac .aif .aiff .aifc .caf .wma .mka .weba".split()
 )
 
 _USE_EFFECTIVE_IDS = os.access in os.supports_effective_ids
@@ -44,6 +53,34 @@ def find_images(
         Traceback (most recent call last):
         costream.errors.DataError: no/such/folder: is not there, expected ...
     """
+    return _find(paths, IMAGE_SUFFIXES)
+
+
+def find_media(
+    paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+) -> tuple[list[Path], list[Failure]]:
+    """List the pictures, videos and sounds that paths name or hold.
+
+    Args:
+        paths: As for `find_images`.
+
+    Returns:
+        As `find_images`.
+
+    Raises:
+        DataError: As for `find_images`.
+
+    Example:
+        >>> find_media("no/such/folder")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        costream.errors.DataError: no/such/folder: is not there, expected ...
+    """
+    return _find(paths, IMAGE_SUFFIXES | VIDEO_SUFFIXES | AUDIO_SUFFIXES)
+
+
+def _find(
+    paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], suffixes: frozenset[str]
+) -> tuple[list[Path], list[Failure]]:
     given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
     if not given:
         raise DataError("got no path, expected at least one", hint="name a folder of pictures")
@@ -51,12 +88,14 @@ def find_images(
     found: dict[str, Path] = {}
     seen_folders: set[tuple[int, int]] = set()
     for path in given:
-        for file in _below(os.fspath(path), failures, seen_folders):
+        for file in _below(os.fspath(path), suffixes, failures, seen_folders):
             found.setdefault(os.path.abspath(file), Path(file))  # noqa: PTH100  keeps links
     return list(found.values()), sorted(failures, key=lambda failure: failure.path)
 
 
-def _below(path: str, failures: list[Failure], seen: set[tuple[int, int]]) -> list[str]:
+def _below(
+    path: str, suffixes: frozenset[str], failures: list[Failure], seen: set[tuple[int, int]]
+) -> list[str]:
     try:
         status = os.stat(path)  # noqa: PTH116
     except OSError as error:
@@ -74,7 +113,7 @@ def _below(path: str, failures: list[Failure], seen: set[tuple[int, int]]) -> li
             failures.append(failure)
             return []
         return [path]
-    return sorted(_walk(path, failures, seen))
+    return sorted(_walk(path, suffixes, failures, seen))
 
 
 def _why_absent(path: str, error: OSError) -> str:
@@ -85,7 +124,9 @@ def _why_absent(path: str, error: OSError) -> str:
     return f"cannot be opened ({error.strerror or error})"
 
 
-def _walk(root: str, failures: list[Failure], seen: set[tuple[int, int]]) -> Iterator[str]:
+def _walk(
+    root: str, suffixes: frozenset[str], failures: list[Failure], seen: set[tuple[int, int]]
+) -> Iterator[str]:
     # Real folders first, links to folders when all of those are done: a folder that has a place
     # of its own is listed under that place, whatever links to it there are.
     folders, links = [root], list[str]()
@@ -111,7 +152,7 @@ def _walk(root: str, failures: list[Failure], seen: set[tuple[int, int]]) -> Ite
         for entry in visible:
             if _is_folder(entry):
                 (links if entry.is_symlink() else folders).append(entry.path)
-            elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122
+            elif os.path.splitext(entry.name)[1].lower() in suffixes:  # noqa: PTH122
                 yield from _picture(entry, failures)
         links.sort(reverse=True)
 

@@ -10,11 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from costream.index.filters import Filter, parse_filter
+    from costream.index.models import ImageEncoder, PreparingEncoder, SoundEncoder
     from costream.index.opening import open_index
     from costream.index.protocol import SearchIndex
-    from costream.index.records import IndexStats, Item, Moment, SpaceEntry, UpdateReport
+    from costream.index.records import (
+        IndexStats,
+        Item,
+        LeftOut,
+        Moment,
+        SpaceEntry,
+        UpdateReport,
+    )
     from costream.index.store import Index
-    from costream.index.update import ImageEncoder, update_index
+    from costream.index.update import update_index
 
 __all__ = [
     "Filter",
@@ -22,8 +30,11 @@ __all__ = [
     "Index",
     "IndexStats",
     "Item",
+    "LeftOut",
     "Moment",
+    "PreparingEncoder",
     "SearchIndex",
+    "SoundEncoder",
     "SpaceEntry",
     "UpdateReport",
     "open_index",
@@ -33,12 +44,15 @@ __all__ = [
 
 _HOMES = {
     "Filter": "filters",
-    "ImageEncoder": "update",
+    "ImageEncoder": "models",
     "Index": "store",
     "IndexStats": "records",
     "Item": "records",
+    "LeftOut": "records",
     "Moment": "records",
+    "PreparingEncoder": "models",
     "SearchIndex": "protocol",
+    "SoundEncoder": "models",
     "SpaceEntry": "records",
     "UpdateReport": "records",
     "open_index": "opening",

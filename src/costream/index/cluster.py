@@ -103,7 +103,13 @@ def update_with_cluster(
         if progress is not None:
             progress(done, len(names))
     index.load()
-    return UpdateReport(**counts, failures=tuple(failures))
+    return UpdateReport(
+        added=counts["added"],
+        changed=counts["changed"],
+        unchanged=counts["unchanged"],
+        embedded=counts["embedded"],
+        failures=tuple(failures),
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

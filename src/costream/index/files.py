@@ -6,12 +6,15 @@ import errno
 import hashlib
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from costream.data.failures import printable
+from costream.data.sniff import HEAD_BYTES, modality
 from costream.errors import DataError
+from costream.index.records import Modality
 
 # More than any picture that the decoder would accept; keeps a disk image out of the memory.
 MAX_BYTES = 2**30
@@ -19,6 +22,8 @@ MAX_BYTES = 2**30
 # systems count in steps of up to 2 s.
 _SETTLED_NS = 2_000_000_000
 _TRIES = 3
+_CHUNK_BYTES = 1 << 20
+_MODALITIES: Mapping[str, Modality] = {"video": "video", "audio": "audio"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,7 +45,8 @@ class Content:
 
     Attributes:
         path: Where it is.
-        encoded: Its bytes.
+        modality: What it is, by its first bytes; a picture if they say nothing.
+        encoded: Its bytes; none of a clip, which may be larger than the memory.
         content_hash: sha256 (hex) of them.
         stamp: Of the moment of reading; its `mtime_ns` is 0 when the file is too fresh for its
             time to vouch for it.
@@ -48,6 +54,7 @@ class Content:
     """
 
     path: str
+    modality: Modality
     encoded: bytes
     content_hash: str
     stamp: Stamp
@@ -73,37 +80,66 @@ def stamp(path: str) -> Stamp:
 
 
 def read_content(path: str) -> Content:
-    """Read a file that nobody changes meanwhile.
+    """Read a file that nobody changes meanwhile; a clip is read through, but not kept.
 
     Raises:
-        DataError: It is absent, unreadable or larger than `MAX_BYTES`, or it changed during each
-            of several readings.
+        DataError: It is absent, unreadable or (unless it is a clip) larger than `MAX_BYTES`, or it
+            changed during each of several readings.
     """
     for attempt in range(_TRIES):
         if attempt:
             time.sleep(0.05 * attempt)
         before = stamp(path)
-        if before.size > MAX_BYTES:
-            raise DataError(
-                f"{printable(path)}: has {before.size:,} bytes, expected at most {MAX_BYTES:,}",
-                hint="make it smaller or leave it out",
-            )
         started_ns = time.time_ns()
         try:
             with open(path, "rb") as stream:  # noqa: PTH123
-                encoded = stream.read(MAX_BYTES + 1)
+                kind, encoded, content_hash, num_bytes = _read(stream, path)
         except OSError as error:
             raise _unreadable(path, error) from error
-        if stamp(path) == before and len(encoded) == before.size:
+        if stamp(path) == before and num_bytes == before.size:
             settled = started_ns - before.mtime_ns > _SETTLED_NS
             return Content(
                 path=path,
+                modality=kind,
                 encoded=encoded,
-                content_hash=hashlib.sha256(encoded).hexdigest(),
+                content_hash=content_hash,
                 stamp=before if settled else Stamp(size=before.size, mtime_ns=0),
                 modified_ns=before.mtime_ns,
             )
-    raise DataError(
+    raise _changed(path)
+
+
+def check_unchanged(content: Content) -> None:
+    """Make sure that a file is still the one that was read.
+
+    Raises:
+        DataError: It was changed meanwhile, or is gone.
+    """
+    if stamp(content.path) != Stamp(size=content.stamp.size, mtime_ns=content.modified_ns):
+        raise _changed(content.path)
+
+
+def _read(stream: BinaryIO, path: str) -> tuple[Modality, bytes, str, int]:
+    """What it is, its bytes (of a picture), their sha256 and their number."""
+    head = stream.read(HEAD_BYTES)
+    kind = _MODALITIES.get(modality(head), "image")
+    if kind == "image":
+        encoded = head + stream.read(MAX_BYTES + 1 - len(head))
+        if len(encoded) > MAX_BYTES:
+            raise DataError(
+                f"{printable(path)}: has more than {MAX_BYTES:,} bytes, expected at most that",
+                hint="make it smaller or leave it out",
+            )
+        return kind, encoded, hashlib.sha256(encoded).hexdigest(), len(encoded)
+    digest, num_bytes = hashlib.sha256(head), len(head)
+    while chunk := stream.read(_CHUNK_BYTES):
+        digest.update(chunk)
+        num_bytes += len(chunk)
+    return kind, b"", digest.hexdigest(), num_bytes
+
+
+def _changed(path: str) -> DataError:
+    return DataError(
         f"{printable(path)}: was changed while it was read, expected a file at rest",
         hint="run again when its writer has finished",
     )

@@ -107,6 +107,21 @@ class IndexStats:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class LeftOut:
+    """Files below the given folders that cannot be embedded here.
+
+    Attributes:
+        what: "videos" or "sounds".
+        count: How many, by their suffixes.
+        reason: Why, and what would change that; safe to print.
+    """
+
+    what: str
+    count: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class UpdateReport:
     """What one run of `update_index` did.
 
@@ -116,10 +131,11 @@ class UpdateReport:
         unchanged: Files that were in the index already with this content.
         moved: Files that were known under a path that is gone.
         removed: Items whose files are gone, with `prune=True`.
-        embedded: Pictures that went through the model; the rest of added, changed and moved ones
-            had the content of a known one.
+        embedded: Pictures and clips that went through the model; the rest of added, changed and
+            moved ones had the content of a known one.
         failures: Files that could not be indexed. One that was indexed before keeps the vector of
             its last good content, and is tried again by every run.
+        left_out: What was met in folders and not tried; it is no failure.
     """
 
     added: int = 0
@@ -129,3 +145,4 @@ class UpdateReport:
     removed: int = 0
     embedded: int = 0
     failures: tuple[Failure, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()

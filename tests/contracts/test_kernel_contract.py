@@ -40,6 +40,16 @@ def make(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Mad
         # On a machine without bfloat16 instructions it is right as well, only slow.
         monkeypatch.setattr(bfloat16, "pays", lambda dim: True)
         monkeypatch.setattr(bfloat16, "BLOCK_SCORES", 2**13)
+    elif request.param == "graph":
+        from costream.scoring.kernels import graph
+
+        monkeypatch.setattr(graph, "FEW_ROWS", 200)
+        monkeypatch.setattr(graph, "LOOKED_AT_ADDING", 48)  # builds in a third of the time
+    elif request.param == "four_bit":
+        from costream.scoring.kernels import four_bit
+
+        monkeypatch.setattr(four_bit, "FEW", 100)
+        monkeypatch.setattr(four_bit, "CODED_ROWS", 700)
     return Made(request.param)
 
 
@@ -133,7 +143,11 @@ def test_vectors_of_many_lengths(make: Made, metric: Metric) -> None:
 def test_one_vector_much_longer_than_all_others(make: Made) -> None:
     vectors, queries = world(3000, 10)
     vectors[1234] *= np.float16(20_000)
-    check(make(vectors), vectors, queries, 10)
+    if make.name == "graph":
+        with pytest.raises(ConfigError, match="length 2e\\+04"):
+            make(vectors)
+    else:
+        check(make(vectors), vectors, queries, 10)
 
 
 def test_more_wanted_than_there_are(make: Made) -> None:
@@ -206,7 +220,7 @@ def test_removed_rows_are_never_found_and_others_keep_their_numbers(make: Made) 
     kernel.remove(gone)
     alive = np.ones(3000, dtype=bool)
     alive[gone] = False
-    assert (len(kernel), kernel.num_removed) == (3000, 900)
+    assert (len(kernel), kernel.rows.num_removed) == (3000, 900)
     check_alive(kernel, vectors, queries, alive)
     kernel.remove(np.arange(3000))
     rows, _ = kernel.top(queries, 10)
@@ -345,3 +359,10 @@ def test_the_truth_is_never_written_to(make: Made) -> None:
     kernel.top(queries, 5)
     kernel.remove(np.array([3]))
     check(kernel, vectors, queries, 5, np.arange(2000) != 3, metric="cosine")
+
+
+def test_looking_deeper_keeps_the_contract(make: Made) -> None:
+    vectors, queries = world(3000, 15)
+    kernel = make(vectors)
+    kernel.deepen()
+    check(kernel, vectors, queries, 10, recall=0.995)

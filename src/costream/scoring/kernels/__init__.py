@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from costream.scoring.kernels.choosing import build, choose, installed
-    from costream.scoring.kernels.exact import ExactKernel
+    from costream.scoring.kernels.exact import ExactKernel, exactly
     from costream.scoring.kernels.protocol import Found, Kernel, Metric
-    from costream.scoring.kernels.rows import RowBuffer
+    from costream.scoring.kernels.rows import RowBuffer, Rows
 
 __all__ = [
     "ExactKernel",
@@ -27,8 +27,10 @@ __all__ = [
     "Kernel",
     "Metric",
     "RowBuffer",
+    "Rows",
     "build",
     "choose",
+    "exactly",
     "installed",
 ]
 
@@ -38,8 +40,10 @@ _HOMES = {
     "Kernel": "protocol",
     "Metric": "protocol",
     "RowBuffer": "rows",
+    "Rows": "rows",
     "build": "choosing",
     "choose": "choosing",
+    "exactly": "exact",
     "installed": "choosing",
 }
 

@@ -70,9 +70,9 @@ class ExactKernel:
         return len(self._state.rows)
 
     @property
-    def num_removed(self) -> int:
-        """Rows that are never found."""
-        return self._state.rows.num_removed
+    def rows(self) -> Rows:
+        """The truth at present."""
+        return self._state.rows
 
     @property
     def memory_bytes(self) -> int:
@@ -94,11 +94,7 @@ class ExactKernel:
         unit_QD = unit_queries(queries_QD, rows.vectors_ND.shape[1], top)
         findable_N = rows.findable(allowed_N, order_N)
         candidates = self._candidates(state, unit_QD, top, findable_N)
-        found = [
-            rows.best(query_D, rows_M, top, order_N)
-            for query_D, rows_M in zip(queries_QD, candidates, strict=True)
-        ]
-        return [rows_K for rows_K, _ in found], [scores_K for _, scores_K in found]
+        return rows.decide(queries_QD, candidates, top, order_N)
 
     def _candidates(
         self,
@@ -141,3 +137,34 @@ class ExactKernel:
         """Never find these rows again; see `Kernel.remove`."""
         with self._change:
             self._state = replace(self._state, rows=self._state.rows.without(rows))
+
+    def deepen(self) -> None:
+        """Nothing to do: every row is looked at."""
+
+
+def exactly(
+    rows: Rows,
+    queries_QD: NDArray[Any],
+    top: int,
+    allowed_N: NDArray[np.bool_] | None = None,
+) -> Found:
+    """The answer of a brute-force scan, in one pass that keeps nothing.
+
+    Args:
+        rows: What is searched.
+        queries_QD: Floating point (Q, D), of any length but zero.
+        top: How many are wanted, at least 1.
+        allowed_N: As of `Kernel.top`.
+
+    Returns:
+        As `Kernel.top`.
+
+    Raises:
+        ConfigError: As of `Kernel.top`.
+        DataError: As of `Kernel.top`.
+        NumericalError: As of `Kernel.top`.
+    """
+    unit_QD = unit_queries(queries_QD, rows.vectors_ND.shape[1], top)
+    scan = ExactScan(rows.vectors_ND, cosine=rows.metric == "cosine")
+    near = scan.candidates(unit_QD, top, rows.findable(allowed_N))
+    return rows.decide(queries_QD, near, top)

@@ -9,10 +9,13 @@ Shape letters: Q queries, N rows, M some of them, D dimensions.
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from costream.scoring.kernels.rows import Rows
 
 # How a pair is scored: dot product, or dot product divided by both lengths.
 Metric = Literal["dot", "cosine"]
@@ -44,8 +47,8 @@ class Kernel(Protocol):
         """Bytes held at present besides the truth."""
 
     @property
-    def num_removed(self) -> int:
-        """Rows that are never found; when they are many, build the kernel anew without them."""
+    def rows(self) -> Rows:
+        """The truth at present; when many of its rows are removed, build the kernel anew."""
 
     def __len__(self) -> int:
         """Count the rows, removed ones included."""
@@ -95,3 +98,6 @@ class Kernel(Protocol):
         Raises:
             DataError: There is no such row.
         """
+
+    def deepen(self) -> None:
+        """Look at twice as many rows a query from now on; an exact kernel looks at all anyway."""

@@ -5,6 +5,7 @@ Shape letters: Q queries, N rows, M some of them, D dimensions.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from costream.errors import ConfigError, DataError
 from costream.scoring.dot import pair_scores
-from costream.scoring.kernels.protocol import Metric
+from costream.scoring.kernels.protocol import Found, Metric
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -112,29 +113,38 @@ class Rows:
         findable_N[:num_known] = True if allowed_N is None else allowed_N[:num_known]
         return findable_N if self.alive_N is None else findable_N & self.alive_N
 
-    def best(
+    def scores(self, query_D: NDArray[Any], rows_M: NDArray[np.int64]) -> NDArray[np.float32]:
+        """True scores of some rows, float32 (M,)."""
+        cosine = self.metric == "cosine"
+        return pair_scores(query_D.astype(np.float32), self.vectors_ND[rows_M], cosine=cosine)
+
+    def decide(
         self,
-        query_D: NDArray[Any],
-        rows_M: NDArray[np.int64],
+        queries_QD: NDArray[Any],
+        near: Sequence[NDArray[np.int64]],
         top: int,
-        order_N: NDArray[np.int64] | None,
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """The best of some rows by their true scores.
+        order_N: NDArray[np.int64] | None = None,
+    ) -> Found:
+        """The best of the rows that were proposed, by their true scores.
 
         Args:
-            query_D: Floating point (D,).
-            rows_M: int64 (M,), each row once.
+            queries_QD: Floating point (Q, D).
+            near: Per query the proposed rows, each once.
             top: How many at most.
             order_N: Rank among equal scores; None for the row number.
 
         Returns:
-            Rows int64 and scores float32 (min(top, M),), best first.
+            Per query rows int64 and scores float32, best first.
         """
-        cosine = self.metric == "cosine"
-        scores_M = pair_scores(query_D.astype(np.float32), self.vectors_ND[rows_M], cosine=cosine)
-        ranks_M = rows_M if order_N is None else order_N[rows_M]
-        best = np.lexsort((ranks_M, -scores_M))[:top]
-        return rows_M[best], scores_M[best]
+        rows: list[NDArray[np.int64]] = []
+        scores: list[NDArray[np.float32]] = []
+        for query_D, near_M in zip(queries_QD, near, strict=True):
+            scores_M = self.scores(query_D, near_M)
+            ranks_M = near_M if order_N is None else order_N[near_M]
+            best = np.lexsort((ranks_M, -scores_M))[:top]
+            rows.append(near_M[best])
+            scores.append(scores_M[best])
+        return rows, scores
 
 
 @dataclass(slots=True)

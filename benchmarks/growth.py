@@ -1,0 +1,201 @@
+"""How time, memory and disk grow with a collection, from 10^4 to 10^7 vectors.
+
+    python benchmarks/growth.py                                # half an hour, 11 GB of disk
+    python benchmarks/growth.py --rows 10000 100000            # a minute
+    python benchmarks/growth.py --json out.json --plot out.png
+
+The float16 vectors lie in a file that is mapped into memory, as they would when there are more than
+fit: memory is what a process holds besides. Each size and kernel runs in a process of its own.
+Sizes for which there is no room are left out with a note. "Default" is what `choose` takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import _machine
+import _vectors
+import numpy as np
+
+TOP = 10
+BATCH = 64
+QUERIES = 128
+DOCS = Path(__file__).parents[1] / "docs"
+# Memory that a kernel needs besides the file, for each byte of float16 vectors, at most.
+NEEDS = {"exact": 1.1, "four_bit": 0.4}
+
+
+def run_kernel(kernel: str, folder: Path, rows: int, dim: int) -> dict[str, Any]:
+    """Measure one kernel on one size, in this process."""
+    from costream.scoring.kernels import build, choose, exactly
+
+    if kernel == "exact":
+        # As in a process that has loaded a model.
+        import torch  # noqa: F401
+    vectors = np.memmap(folder / "vectors.f16", dtype=np.float16, mode="r", shape=(rows, dim))
+    world = _vectors.make_world(dim)
+    queries = _vectors.texts(world, QUERIES, among=rows)
+    before = _machine.resident_bytes()
+    started = time.perf_counter()
+    made = build(vectors, kernel=kernel)
+    for _ in range(2):
+        made.top(queries[:1], TOP)
+    build_s = time.perf_counter() - started
+    made.top(queries[:BATCH], TOP)
+    found = [made.top(query[None], TOP)[0][0] for query in queries[:16]]
+    held = _machine.resident_bytes() - before
+    p50, p95 = _machine.milliseconds(
+        [lambda q=query: made.top(q[None], TOP) for query in queries[:64]]
+    )
+    batch_ms, _ = _machine.milliseconds([lambda: made.top(queries[:BATCH], TOP)] * 3)
+    recall = 1.0
+    if not made.exact:
+        true, _ = exactly(made.rows, queries, TOP)
+        found, _ = made.top(queries, TOP)
+        hits = [len(set(f.tolist()) & set(t.tolist())) for f, t in zip(found, true, strict=True)]
+        recall = float(np.mean(hits)) / TOP
+    return {
+        "kernel": kernel,
+        "is_default": choose(rows, dim) == kernel,
+        "rows": rows,
+        "dim": dim,
+        "build_s": build_s,
+        "p50_ms": p50,
+        "p95_ms": p95,
+        "batch_qps": 1e3 * BATCH / batch_ms,
+        "recall": recall,
+        "memory_mb": held / 2**20,
+        "disk_mb": rows * dim * 2 / 2**20,
+    }
+
+
+def room(rows: int, dim: int, kernel: str, folder: Path) -> str:
+    """Why a size cannot be measured; empty when it can."""
+    size = rows * dim * 2
+    free = shutil.disk_usage(folder).free
+    if not (folder / "vectors.f16").exists() and size * 1.1 > free:
+        return f"{size / 2**30:.0f} GiB of disk are needed, {free / 2**30:.0f} are free"
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            memory = int(line.split()[1]) * 1024
+    if size * NEEDS[kernel] > memory:
+        return f"{size * NEEDS[kernel] / 2**30:.0f} GiB of memory are needed"
+    return ""
+
+
+def measured(kernel: str, folder: Path, rows: int, dim: int) -> dict[str, Any] | None:
+    """One line of the table, from a new process; None, with a note, when it cannot be had."""
+    reason = room(rows, dim, kernel, folder)
+    if reason:
+        print(f"{rows:,} x {dim} with {kernel}: left out, {reason}", file=sys.stderr)
+        return None
+    words = ["--kernel", kernel, "--folder", str(folder), "--rows", str(rows), "--dim", str(dim)]
+    done = subprocess.run(
+        [sys.executable, __file__, *words], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        print(f"{rows:,} x {dim} with {kernel}: failed\n{done.stderr[-2000:]}", file=sys.stderr)
+        return None
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def print_table(results: list[dict[str, Any]]) -> None:
+    """As Markdown."""
+    print(f"\n{_machine.machine()}; {', '.join(_machine.versions(['turbovec']))}\n")
+    print(
+        "| vectors | kernel | ready s | one query ms (p50, p95) | queries/s in batches of 64 "
+        "| recall@10 | memory MB | vectors on disk MB |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
+    for r in results:
+        name = r["kernel"] + (", the default" if r["is_default"] else "")
+        print(
+            f"| {r['rows']:,} x {r['dim']} | {name} | {r['build_s']:.1f} "
+            f"| {r['p50_ms']:.2f}, {r['p95_ms']:.2f} | {r['batch_qps']:,.0f} | {r['recall']:.4f} "
+            f"| {r['memory_mb']:,.0f} | {r['disk_mb']:,.0f} |"
+        )
+
+
+def plot(results: list[dict[str, Any]], path: Path) -> None:
+    """Four curves over the number of vectors, both axes logarithmic."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    panels = [
+        ("p50_ms", "one query, ms"),
+        ("build_s", "ready after, s"),
+        ("memory_mb", "memory besides the file, MB"),
+        ("disk_mb", "vectors on disk, MB"),
+    ]
+    figure, axes = pyplot.subplots(1, 4, figsize=(15, 3.6), layout="constrained")
+    for axis, (key, title) in zip(axes, panels, strict=True):
+        for kernel, marker in (("exact", "o"), ("four_bit", "s")):
+            mine = [r for r in results if r["kernel"] == kernel]
+            values = [max(r[key], 1e-3) for r in mine]
+            axis.loglog([r["rows"] for r in mine], values, marker=marker, label=kernel)
+        axis.set_title(title)
+        axis.set_xlabel("vectors")
+        axis.grid(visible=True, which="major", alpha=0.3)
+    axes[0].legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
+def main() -> int:
+    """Run the benchmark, print one table and draw it."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument(
+        "--rows", type=int, nargs="+", default=[10**4, 10**5, 3 * 10**5, 10**6, 3 * 10**6, 10**7]
+    )
+    parser.add_argument("--dim", type=int, default=512)
+    parser.add_argument("--json", type=Path, default=DOCS / "results" / "growth.json")
+    parser.add_argument("--plot", type=Path, default=DOCS / "images" / "growth.png")
+    parser.add_argument("--folder", type=Path, help="where the vectors are put; default: /tmp")
+    parser.add_argument("--kernel", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.kernel:
+        (rows,) = options.rows
+        print(json.dumps(run_kernel(options.kernel, options.folder, rows, options.dim)))
+        return 0
+    warning = _machine.load_warning()
+    results = []
+    with tempfile.TemporaryDirectory(dir=options.folder) as made:
+        folder = Path(made)
+        largest = [rows for rows in options.rows if not room(rows, options.dim, "four_bit", folder)]
+        # The first rows of a larger set are those of a smaller one, so one file serves all.
+        _vectors.pictures_on_disk(
+            _vectors.make_world(options.dim), folder / "vectors.f16", max(largest)
+        )
+        for rows in sorted(largest):
+            for kernel in NEEDS:
+                result = measured(kernel, folder, rows, options.dim)
+                if result is not None:
+                    results.append(result)
+        for rows in sorted(set(options.rows) - set(largest)):
+            print(f"{rows:,}: left out, there is no room for it", file=sys.stderr)
+    print_table(results)
+    note = f"\nNot to be trusted: {warning}." if warning else ""
+    print(note)
+    report = {"machine": _machine.machine(), "note": note.strip(), "results": results}
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps(report, indent=1) + "\n")
+    plot(results, options.plot)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

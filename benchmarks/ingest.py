@@ -1,0 +1,244 @@
+"""How fast vectors become durable: costream's index and embedded stores, side by side in one run.
+
+    python benchmarks/ingest.py                  # 200,000 x 512: some minutes
+    python benchmarks/ingest.py --rows 20000     # half a minute
+
+Every batch is acknowledged before the next begins. What that means differs, so it is counted: how
+often each engine asks the disk to keep what was written, by `strace` where that is installed. A
+store that does not ask loses acknowledged rows with the power. Qdrant Edge is measured with a flush
+after each batch and without. Making up the items is not counted; each engine runs in a process of
+its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import _machine
+import _vectors
+import numpy as np
+from numpy.typing import NDArray
+
+Add = Callable[[int, NDArray[np.float32]], None]
+PACKAGES = {
+    "costream": "costream",
+    "lance": "lancedb",
+    "qdrant-flush": "qdrant-edge-py",
+    "qdrant": "qdrant-edge-py",
+}
+NAMES = {
+    "costream": "costream Index.add",
+    "lance": "LanceDB add",
+    "qdrant-flush": "Qdrant Edge upsert and flush",
+    "qdrant": "Qdrant Edge upsert",
+}
+
+
+def costream_store(folder: Path, dim: int) -> Add:
+    """The index of costream."""
+    from costream.index import Index, Item
+    from costream.records import Space
+
+    space = Space(encoder="made up", weights_hash="", preprocessing_hash="", dim=dim)
+    index = Index.open(folder / "index", create=True)
+
+    def add(start: int, vectors: NDArray[np.float32]) -> None:
+        items = [
+            Item(id=f"item{row:010d}", meta={"camera": "abcd"[row % 4]})
+            for row in range(start, start + len(vectors))
+        ]
+        index.add(items, vectors, space)
+
+    return add
+
+
+def lance_store(folder: Path, dim: int) -> Add:
+    """A LanceDB table."""
+    import lancedb
+    import pyarrow
+
+    schema = pyarrow.schema(
+        [
+            pyarrow.field("id", pyarrow.string()),
+            pyarrow.field("camera", pyarrow.string()),
+            pyarrow.field("vector", pyarrow.list_(pyarrow.float32(), dim)),
+        ]
+    )
+    table = lancedb.connect(str(folder)).create_table("items", schema=schema)
+
+    def add(start: int, vectors: NDArray[np.float32]) -> None:
+        rows = range(start, start + len(vectors))
+        columns = [
+            pyarrow.array([f"item{row:010d}" for row in rows]),
+            pyarrow.array(["abcd"[row % 4] for row in rows]),
+            pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(vectors.reshape(-1)), dim),
+        ]
+        table.add(pyarrow.Table.from_arrays(columns, schema=schema))
+
+    return add
+
+
+def qdrant_store(folder: Path, dim: int, *, flush: bool) -> Add:
+    """A Qdrant Edge shard."""
+    import qdrant_edge as edge
+
+    params = edge.EdgeVectorParams(size=dim, distance=edge.Distance.Dot)
+    shard = edge.EdgeShard.create(str(folder), edge.EdgeConfig(vectors={"v": params}))
+
+    def add(start: int, vectors: NDArray[np.float32]) -> None:
+        points = [
+            edge.Point(start + n, {"v": vector}, {"camera": "abcd"[n % 4]})
+            for n, vector in enumerate(vectors.tolist())
+        ]
+        shard.update(edge.UpdateOperation.upsert_points(points))
+        if flush:
+            shard.flush()
+
+    return add
+
+
+def store_of(name: str, folder: Path, dim: int) -> Add:
+    """Open an empty store."""
+    if name == "costream":
+        return costream_store(folder, dim)
+    if name == "lance":
+        return lance_store(folder, dim)
+    return qdrant_store(folder, dim, flush=name == "qdrant-flush")
+
+
+def batches(rows: int, size: int, dim: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """First row and float32 vectors of each batch."""
+    world = _vectors.make_world(dim)
+    vectors = _vectors.pictures(world, min(rows, _vectors.BLOCK_ROWS)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    for start in range(0, rows, size):
+        yield start, np.resize(vectors, (min(size, rows - start), dim))
+
+
+def run_store(name: str, rows: int, size: int, dim: int, folder: Path) -> dict[str, Any]:
+    """Fill one store, in this process."""
+    add = store_of(name, folder, dim)
+    spent: list[float] = []
+    busy = time.process_time()
+    busy_s = 0.0
+    for start, vectors in batches(rows, size, dim):
+        busy, started = time.process_time(), time.perf_counter()
+        add(start, vectors)
+        spent.append(time.perf_counter() - started)
+        busy_s += time.process_time() - busy
+    disk = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    return {
+        "name": name,
+        "rows_per_s": rows / sum(spent),
+        "rows_per_busy_s": rows / busy_s,
+        "slowest_batch_s": max(spent),
+        "bytes_per_row": disk / rows,
+    }
+
+
+def syncs(words: list[str]) -> float | None:
+    """Calls of fsync and its kin while a command runs; None when they cannot be counted."""
+    if shutil.which("strace") is None:
+        return None
+    with tempfile.NamedTemporaryFile("r") as log:
+        calls = "trace=fsync,fdatasync,sync_file_range,msync,syncfs"
+        subprocess.run(
+            ["strace", "-f", "-qq", "-e", calls, "-o", log.name, *words],
+            check=True,
+            capture_output=True,
+        )
+        return len(re.findall(r"(?:fsync|fdatasync|msync|syncfs)\(", log.read()))
+
+
+def measured(name: str, options: argparse.Namespace) -> dict[str, Any] | None:
+    """One line of the table; None, with a note, when it cannot be had."""
+    try:
+        version(PACKAGES[name])
+    except PackageNotFoundError:
+        print(f"{NAMES[name]}: left out, {PACKAGES[name]} is not installed", file=sys.stderr)
+        return None
+
+    def words(rows: int, folder: str) -> list[str]:
+        size = min(options.batch, rows)
+        numbers = ["--rows", str(rows), "--batch", str(size), "--dim", str(options.dim)]
+        return [sys.executable, __file__, "--store", name, "--into", folder, *numbers]
+
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        done = subprocess.run(
+            words(options.rows, folder), capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            print(f"{NAMES[name]}: failed\n{done.stderr[-2000:]}", file=sys.stderr)
+            return None
+        result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    # Counting slows down, so it is done apart: the difference of five batches and one.
+    counts = []
+    for num in (1, 5):
+        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+            some = [word if word != str(options.batch) else "200" for word in words(200, folder)]
+            some[some.index("--rows") + 1] = str(200 * num)
+            counts.append(syncs(some))
+    first, last = counts
+    result["syncs_per_batch"] = None if first is None or last is None else (last - first) / 4
+    return result
+
+
+def print_table(results: list[dict[str, Any]], options: argparse.Namespace) -> None:
+    """As Markdown."""
+    ours = next((r["rows_per_s"] for r in results if r["name"] == "costream"), None)
+    print(f"\n{options.rows:,} x {options.dim} in batches of {options.batch:,};", end=" ")
+    print(f"{_machine.machine()}\n")
+    print(
+        "| store | rows/s | costream is times as fast | rows a busy second | slowest batch s | "
+        "syncs a batch | bytes a row on disk |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for r in results:
+        ratio = "" if ours is None else f"{ours / r['rows_per_s']:.2f}"
+        count = "not counted" if r["syncs_per_batch"] is None else f"{r['syncs_per_batch']:.1f}"
+        package = PACKAGES[r["name"]]
+        print(
+            f"| {NAMES[r['name']]} ({package} {version(package)}) | {r['rows_per_s']:,.0f} "
+            f"| {ratio} | {r['rows_per_busy_s']:,.0f} | {r['slowest_batch_s']:.2f} | {count} "
+            f"| {r['bytes_per_row']:,.0f} |"
+        )
+
+
+def main() -> int:
+    """Run the benchmark and print one table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--rows", type=int, default=200_000)
+    parser.add_argument("--batch", type=int, default=10_000)
+    parser.add_argument("--dim", type=int, default=512)
+    parser.add_argument("--stores", nargs="+", choices=list(NAMES), default=list(NAMES))
+    parser.add_argument("--folder", type=Path, help="on the disk to measure; default: /tmp")
+    parser.add_argument("--store", help=argparse.SUPPRESS)
+    parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.store:
+        result = run_store(options.store, options.rows, options.batch, options.dim, options.into)
+        print(json.dumps(result))
+        return 0
+    warning = _machine.load_warning()
+    results = [r for name in options.stores if (r := measured(name, options)) is not None]
+    print_table(results, options)
+    if warning:
+        print(f"\nNot to be trusted: {warning}.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

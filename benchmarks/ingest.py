@@ -149,12 +149,13 @@ def run_store(name: str, rows: int, size: int, dim: int, folder: Path) -> dict[s
 
 def syncs(words: list[str]) -> float | None:
     """Calls of fsync and its kin while a command runs; None when they cannot be counted."""
-    if shutil.which("strace") is None:
+    strace = shutil.which("strace")
+    if strace is None:
         return None
     with tempfile.NamedTemporaryFile("r") as log:
         calls = "trace=fsync,fdatasync,sync_file_range,msync,syncfs"
         subprocess.run(
-            ["strace", "-f", "-qq", "-e", calls, "-o", log.name, *words],
+            [strace, "-f", "-qq", "-e", calls, "-o", log.name, *words],
             check=True,
             capture_output=True,
         )

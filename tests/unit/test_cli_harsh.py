@@ -194,6 +194,8 @@ def test_a_current_folder_that_is_gone_is_named(tmp_path: Path) -> None:
 
 INTERRUPTED = """
 import os, signal, sys
+# A shell starts background jobs with the signal ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 class Interrupting:
     def find_spec(self, name, *rest):
         if name == "costream.cli":

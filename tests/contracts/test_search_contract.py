@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from index_oracle import DIM, OTHER, SPACE, Oracle, answers, unit
 
 from costream.errors import ConfigError, DataError, SpaceMismatch
-from costream.index import Filter, Index, Item, Moment, SearchIndex
+from costream.index import Filter, Index, Item, Moment, SearchIndex, open_index
 
 IMPLEMENTATIONS = [Index]
 
@@ -409,3 +409,45 @@ def test_forgetting_removes(index: SearchIndex) -> None:
     assert set(index.search_text("beach", 9).ids[0]) == {"1", "2"}
     assert len(index.search(unit(0, 1), SPACE, 9).ids[0]) == 4
     assert index.check() == ()
+
+
+# --- noticing changes ---
+
+
+def test_every_change_gives_the_index_another_token(index: SearchIndex) -> None:
+    items = [Item(id=i, content_hash=i) for i in ("a", "b")]
+    changes = [
+        lambda: index.add(items, unit(0, 2), SPACE),
+        lambda: index.add(items, unit(0, 2), SPACE),
+        lambda: index.touch([replace(items[0], mtime_ns=1)]),
+        lambda: index.reuse([Item(id="c", content_hash="a")]),
+        lambda: index.remove(["a"]),
+        lambda: index.forget(["b"]),
+        lambda: index.begin_space(OTHER),
+        lambda: index.fill_space(index.missing(OTHER, 9), unit(1, 1, OTHER.dim), OTHER),
+        lambda: index.switch_space(OTHER),
+        lambda: index.switch_space(SPACE),
+        lambda: index.drop_space(OTHER),
+    ]
+    with open_index(index.location) as watcher:
+        seen = [watcher.token()]
+        for change in changes:
+            change()
+            seen.append(watcher.token())
+            assert index.token() == seen[-1]
+    assert len(set(seen)) == len(changes) + 1
+
+
+def test_what_changes_nothing_leaves_the_token(index: SearchIndex) -> None:
+    index.add([Item(id="a")], unit(0, 1), SPACE)
+    before = index.token()
+    index.search(unit(0, 1), SPACE, 1)
+    index.load()
+    index.check()
+    index.remove(["nobody"])
+    with pytest.raises(DataError):
+        index.add([Item(id="")], unit(0, 1), SPACE)
+    assert index.token() == before
+    index.close()
+    with open_index(index.location) as again:
+        assert again.token() == before

@@ -214,6 +214,26 @@ def test_a_foreign_space_is_refused_until_it_was_filled_and_switched_to(
     assert [entry.space for entry in index.spaces()] == [SPACE]
 
 
+def test_every_change_gives_the_index_another_token(index: PostgresIndex) -> None:
+    items = made_items(3)
+    with PostgresIndex.open(index.url) as watcher:
+        seen = [watcher.token()]
+        for change in (
+            lambda: index.add(items, unit(3), SPACE),
+            lambda: index.touch(items),
+            lambda: index.reuse([Item(id="copy", content_hash=items[0].content_hash)]),
+            lambda: index.remove(["copy"]),
+            lambda: index.begin_space(OTHER),
+            lambda: index.fill_space(items, unit(3, 8), OTHER),
+            lambda: index.switch_space(OTHER),
+            lambda: index.drop_space(SPACE),
+        ):
+            change()
+            seen.append(watcher.token())
+            assert index.token() == watcher.token()
+    assert len(set(seen)) == 9
+
+
 def test_two_writers_wait_for_each_other(index: PostgresIndex) -> None:
     from threading import Thread
 

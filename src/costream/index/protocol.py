@@ -80,6 +80,9 @@ class SearchIndex(Protocol):
             float32 (count, D).
         """
 
+    def token(self) -> str:
+        """Names the present state: another one after every change, whoever made it; cheap."""
+
     def stats(self) -> IndexStats:
         """Size and origin."""
 

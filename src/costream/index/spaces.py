@@ -26,6 +26,7 @@ def begin(connection: sqlite3.Connection, space: Space) -> None:
         number = _free_number(entries)
         role: Role = "building" if entries else "active"
         schema.write_space(connection, SpaceRow(number=number, space=space, role=role))
+        schema.advance(connection, schema.read_state(connection), [])
 
 
 def find(connection: sqlite3.Connection, space: Space, where: str) -> SpaceRow:
@@ -71,7 +72,9 @@ def fill(
             f"{check.in_words(entry.space)} is the active space, expected another one",
             hint="add() stores vectors of the active space",
         )
-    return writing.fill(connection, entry, items, batch)
+    count = writing.fill(connection, entry, items, batch)
+    schema.advance(connection, schema.read_state(connection), [])
+    return count
 
 
 def switch(
@@ -111,6 +114,7 @@ def drop(connection: sqlite3.Connection, entry: SpaceRow) -> None:
         )
     vector_rows.delete_all(connection, entry.number)
     connection.execute("DELETE FROM spaces WHERE number = ?", [entry.number])
+    schema.advance(connection, schema.read_state(connection), [])
 
 
 def _free_number(entries: Sequence[SpaceRow]) -> int:

@@ -269,6 +269,15 @@ class Index:
             state = schema.read_state(connection)
             return self._loaded(connection, state, space).sample(count, seed)
 
+    def token(self) -> str:
+        """Names the present state: another one after every change, whoever made it.
+
+        Raises:
+            DataError: The index is closed or damaged.
+        """
+        with self._session.reading() as connection:
+            return schema.read_state(connection).token.hex()
+
     def stats(self) -> IndexStats:
         """Size and origin.
 

@@ -270,6 +270,11 @@ class PostgresIndex:
     def load(self) -> None:
         """Nothing: the server keeps in memory what it uses."""
 
+    def token(self) -> str:
+        """Names the present state: another one after every change, whoever made it."""
+        with self._reading() as connection:
+            return str(schema.one(connection, sql.SQL("SELECT token FROM costream.state")))
+
     def stats(self) -> IndexStats:
         """Size and origin."""
         with self._reading() as connection:
@@ -694,6 +699,7 @@ class PostgresIndex:
             with connection.transaction():
                 connection.execute("SELECT pg_advisory_xact_lock(%s)", [schema.WRITER_LOCK])
                 yield connection
+                connection.execute("UPDATE costream.state SET token = gen_random_uuid()")
 
     def _refuse_unknown(self, wanted: Iterable[str], found: Iterable[str]) -> None:
         there = set(found)

@@ -30,7 +30,8 @@ CREATE SCHEMA IF NOT EXISTS costream;
 CREATE TABLE IF NOT EXISTS costream.state (
     one integer PRIMARY KEY CHECK (one = 1),
     format integer NOT NULL,
-    sharded boolean NOT NULL
+    sharded boolean NOT NULL,
+    token uuid NOT NULL DEFAULT gen_random_uuid()
 );
 CREATE TABLE IF NOT EXISTS costream.spaces (
     key integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,

@@ -8,6 +8,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from clip_maker import cuts, write_clip
 from costream.cli.demo import GALLERY
 
 ROOT = Path(__file__).parents[2]
@@ -86,6 +87,7 @@ def make_world(folder: Path) -> Path:
     """Make the small world: everything that the pages name as being there before a command.
 
     - `~`, the home, is `home`; `~/Pictures` and `photos` hold six pictures of the sample gallery;
+    - `clips/beach.mp4` shows two of them for a second each;
     - `holiday.jpg`, `dog.jpg` and `castle.jpg` are three of them;
     - `captions.jsonl`, `train.jsonl` and `dev.jsonl` give each of the six five captions, as Flickr
       has them.
@@ -104,6 +106,8 @@ def make_world(folder: Path) -> Path:
     single = {"holiday": "people_on_beach", "dog": "husky", "castle": "castle_in_park"}
     for name, picture in single.items():
         shutil.copy(GALLERY / f"{picture}.jpg", folder / f"{name}.jpg")
+    (folder / "clips").mkdir()
+    write_clip(folder / "clips" / "beach.mp4", cuts(["husky", "people_on_beach"], 1.0))
     variants = ("{}", "{} in daylight", "a picture of {}", "{}, seen from near", "there is {}")
     for manifest in ("captions", "train", "dev"):
         lines = [

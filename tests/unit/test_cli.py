@@ -265,7 +265,7 @@ def test_a_table_goes_to_stdout_and_nothing_to_stderr(indexed: Path, costream: P
     done = costream("search", "red", cwd=indexed)
     lines = done.stdout.splitlines()
     # Three pictures are too few to judge, but one has the very name.
-    assert lines[0].split() == ["#", "score", "relevance", "picture"]
+    assert lines[0].split() == ["#", "score", "relevance", "file"]
     assert lines[1].split()[::3] == ["1", "pictures/red.png"]
     assert [len(line.split()) for line in lines[2:]] == [3, 3]
     assert done.stderr == ""

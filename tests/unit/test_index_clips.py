@@ -15,7 +15,9 @@ from PIL import Image
 
 from clip_maker import cuts, gallery, sound_bytes, still, tone, write_clip
 from costream.data import Sampling, open_image, sample_frames
-from costream.errors import DataError
+from costream.encoders.locate import shipped_models
+from costream.encoders.storage import load
+from costream.errors import ConfigError, DataError
 from costream.index import Filter, Index, Item, Moment, SoundEncoder, UpdateReport, update_index
 from costream.index import left_out as left_out_module
 from costream.records import Space
@@ -318,3 +320,21 @@ def test_items_without_a_file_stay(index: Index, media: Path) -> None:
     index.add([Item(id="x")], SmallPictures().encode_images([gallery("crab")]), SmallPictures.space)
     update_index(index, SmallPictures(), media, prune=True)
     assert "x" in index.ids()
+
+
+@pytest.mark.skipif(not shipped_models(), reason="the default model is not in this checkout")
+def test_a_clip_encoded_alone_has_the_vectors_and_spans_that_the_index_holds(
+    index: Index, media: Path
+) -> None:
+    model = load("cots-mini")
+    clip = media / "clips" / "a.mp4"
+    update_index(index, model, clip, smallest_side=model.config.image_preprocess.decoded_px)
+    vectors, spans = model.encode_clip(clip, batch_size=2)
+    (moments,) = index.moments([str(clip)])
+    assert [(m.t_start, m.t_end) for m in moments] == [tuple(span) for span in spans.tolist()]
+    np.testing.assert_allclose(index.all_vectors([str(clip)]), vectors, atol=2e-3)
+    index.add_moments([Item(id="again")], vectors, np.zeros(len(vectors), int), spans, model.space)
+    (again,) = index.moments(["again"])
+    assert again == moments
+    with pytest.raises(ConfigError, match="batch_size is 0"):
+        model.encode_clip(clip, batch_size=0)

@@ -1,4 +1,4 @@
-"""A page with the pictures that searches found: one file, no scripts, nothing loaded from outside.
+"""A page with what searches found: one file, no scripts, nothing loaded from outside.
 
 Rows are justified: every picture keeps its proportions and nothing is cropped. A picture grows in
 proportion to its width-to-height ratio (`--r`), so that all of a row end at the same height.
@@ -15,6 +15,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from costream.cli.results import shown_span
 from costream.data.failures import printable
 from costream.errors import DataError
 
@@ -74,7 +75,8 @@ def contact_sheet(sections: Sequence[Section], *, title: str = "costream") -> st
         title: Of the page.
 
     Returns:
-        HTML with the pictures inside; files that are gone or broken are named instead of shown.
+        HTML with the pictures inside, of a clip that of its moment; files that are gone or broken
+        are named instead of shown.
 
     Example:
         >>> page = contact_sheet([Section(query="a <b> & c", results=[])])
@@ -84,9 +86,9 @@ def contact_sheet(sections: Sequence[Section], *, title: str = "costream") -> st
     body = "\n".join(_section(section) for section in sections)
     found = sum(len(section.results) for section in sections)
     searches = f"{len(sections)} search{'es' if len(sections) != 1 else ''}"
-    pictures = f"{found} picture{'s' if found != 1 else ''}"
+    results = f"{found} result{'s' if found != 1 else ''}"
     return _PAGE.format(
-        title=escape(title), style=_STYLE, body=body, summary=f"{searches}, {pictures} found"
+        title=escape(title), style=_STYLE, body=body, summary=f"{searches}, {results}"
     )
 
 
@@ -110,8 +112,9 @@ def _heading(query: str | Path) -> str:
 def _card(result: Result, best: float) -> str:
     name = escape(printable(Path(result.path).name if result.path else result.id))
     full = escape(printable(result.path or result.id))
+    when = "" if result.span is None else shown_span(result.span)
     share = max(0.0, result.score / best) if best > 0 else 0.0
-    thumb = "has no file" if result.path is None else _thumbnail(Path(result.path))
+    thumb = _thumbnail_of(result)
     if isinstance(thumb, str):
         ratio, shown = 4 / 3, f'<span class="gone">{escape(thumb)}</span>'
     else:
@@ -119,6 +122,9 @@ def _card(result: Result, best: float) -> str:
         ratio = min(max(thumb.width / thumb.height, 0.5), 2.4)
         shown = f'<img src="{_data_uri(thumb)}" alt="{name}" loading="lazy">'
         target = escape(Path(os.path.abspath(str(result.path))).as_uri())  # noqa: PTH100
+        if result.span is not None:
+            target += f"#t={result.span[0]:.2f}"  # browsers begin to play there
+            shown += f'<span class="when">{when}</span>'
         shown = f'<a href="{target}">{shown}</a>'
     return (
         f'<figure style="--r:{ratio:.3f};--s:{share:.3f}" title="{full}">'
@@ -128,14 +134,29 @@ def _card(result: Result, best: float) -> str:
     )
 
 
-def _thumbnail(path: Path) -> Image | str:
-    """A small upright RGB picture, or why there is none."""
+def _thumbnail_of(result: Result) -> Image | str:
+    """What a result looks like, a clip at its moment; or why nothing can be shown."""
+    if result.path is None:
+        return "has no file"
+    if result.modality == "audio":
+        return f"sound, {shown_span(result.span)}" if result.span else "sound"
+    if result.modality == "video":
+        return _thumbnail(Path(result.path), sum(result.span) / 2 if result.span else 0.0)
+    return _thumbnail(Path(result.path))
+
+
+def _thumbnail(path: Path, t: float | None = None) -> Image | str:
+    """A small upright RGB picture (of a clip, at a moment), or why there is none."""
     from PIL import Image
 
     from costream.data.decode import open_image
+    from costream.data.video import frame_at
 
     try:
-        picture = open_image(path, smallest_side=_THUMB_PX)
+        if t is None:
+            picture = open_image(path, smallest_side=_THUMB_PX)
+        else:
+            picture = frame_at(path, t, smallest_side=_THUMB_PX)
     except DataError as error:
         return error.message.removeprefix(f"{printable(path)}: ")
     picture.thumbnail((_THUMB_PX, _THUMB_PX), Image.Resampling.LANCZOS)
@@ -183,6 +204,8 @@ figure:hover { transform: translateY(-2px); }
 .rank { position: absolute; top: 8px; left: 8px; min-width: 1.7em; padding: .1em .45em;
   border-radius: 99px; background: #000a; color: #fff; font-size: .78rem; font-weight: 600;
   text-align: center; font-variant-numeric: tabular-nums; backdrop-filter: blur(6px); }
+.when { position: absolute; bottom: 8px; right: 8px; padding: .1em .5em; border-radius: 99px;
+  background: #000a; color: #fff; font-size: .78rem; font-variant-numeric: tabular-nums; }
 .gone { display: grid; place-items: center; height: 100%; padding: 1rem; background: var(--ground);
   color: var(--soft); font-size: .85rem; text-align: center; overflow-wrap: anywhere; }
 figcaption { position: relative; display: flex; justify-content: space-between; gap: .75rem;

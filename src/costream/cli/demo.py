@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from costream.cli.index import index_pictures
+from costream.cli.index import in_all, index_files
 from costream.cli.options import AsJson
 from costream.cli.output import note, note_failures, say, say_json, shown_path
 from costream.cli.results import answer_to_json, query_in_words, say_answer
@@ -39,7 +39,7 @@ def run(
 
     folder = pictures or GALLERY
     index = out / _index_name(folder)
-    report, size = index_pictures([folder], index, None, prune=True)
+    report, holdings = index_files([folder], index, None, prune=True)
     note_failures(report.failures, "not indexed")
     asked = [Query(terms=(Words(text),), top=top) for text in queries or QUERIES]
     searches = [(query, answer_query(query, index)) for query in asked]
@@ -49,7 +49,7 @@ def run(
     if as_json:
         say_json([answer_to_json(query, found) for query, found in searches])
     else:
-        say(f"{size} pictures indexed from {shown_path(str(folder))}\n")
+        say(f"{in_all(holdings)} indexed from {shown_path(str(folder))}\n")
         for query, found in searches:
             say_answer(found, title=f'"{query_in_words(query)}"')
             say("")

@@ -1,8 +1,9 @@
-"""Bring pictures into an index; run it again to bring in only what is new or changed."""
+"""Bring pictures and clips into an index; run it again for only what is new or changed."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,21 +14,28 @@ from costream.cli.options import DEFAULT_INDEX, DEFAULT_MODEL, AsJson, IndexPlac
 from costream.cli.output import (
     failure_list,
     json_path,
+    note,
     note_failures,
     progress_bar,
     say,
     say_json,
     shown_path,
 )
+from costream.config import check_config
+from costream.data.video import DEFAULT_SAMPLING, Sampling
 from costream.errors import ConfigError, DataError
+from costream.index.filters import Filter
 
 if TYPE_CHECKING:
     from costream.index import UpdateReport
+    from costream.index.protocol import SearchIndex
+    from costream.index.records import Modality
 
 
 def run(
     paths: Annotated[
-        list[Path], typer.Argument(metavar="PATH...", help="Folders or files of pictures.")
+        list[Path],
+        typer.Argument(metavar="PATH...", help="Folders or files of pictures and clips."),
     ],
     index: IndexPlace = str(DEFAULT_INDEX),
     model: Annotated[
@@ -39,7 +47,7 @@ def run(
         ),
     ] = None,
     prune: Annotated[
-        bool, typer.Option("--prune", help="Remove pictures whose files are gone.")
+        bool, typer.Option("--prune", help="Remove what has no file any more.")
     ] = False,
     engine: Annotated[
         Literal["local", "ray"],
@@ -48,24 +56,38 @@ def run(
     ocr: Annotated[
         bool, typer.Option("--ocr", help="Read the words in new pictures, with tesseract.")
     ] = False,
+    every: Annotated[
+        float,
+        typer.Option("--every", metavar="SECONDS", help="Of a video, what one vector stands for."),
+    ] = DEFAULT_SAMPLING.every_s,
+    max_moments: Annotated[
+        int,
+        typer.Option("--max-moments", metavar="NUMBER", help="Most vectors of a video."),
+    ] = DEFAULT_SAMPLING.max_frames,
     as_json: AsJson = False,
 ) -> int:
-    """Index pictures."""
-    report, size = index_pictures(paths, index, model, prune=prune, engine=engine, ocr=ocr)
+    """Index pictures and clips."""
+    sampling = replace(DEFAULT_SAMPLING, every_s=every, max_frames=max_moments)
+    report, holdings = index_files(
+        paths, index, model, prune=prune, engine=engine, ocr=ocr, sampling=sampling
+    )
     if as_json:
         counts = {k: v for k, v in asdict(report).items() if k != "failures"}
         say_json(
-            {"index": json_path(_whole_name(index))["path"], "pictures": size}
+            {"index": json_path(_whole_name(index))["path"]}
+            | holdings
             | counts
             | {"failures": failure_list(report.failures)}
         )
     else:
-        say(_in_words(report, size, index))
+        say(_in_words(report, holdings, index))
+    for left in report.left_out:
+        note(f"{_counted(left.count, left.what)} left out: {left.reason}")
     note_failures(report.failures, "not indexed")
     return 1 if report.failures else 0
 
 
-def index_pictures(
+def index_files(
     paths: list[Path],
     place: str | Path,
     model_name: str | None,
@@ -73,25 +95,27 @@ def index_pictures(
     prune: bool,
     engine: Literal["local", "ray"] = "local",
     ocr: bool = False,
-) -> tuple[UpdateReport, int]:
+    sampling: Sampling = DEFAULT_SAMPLING,
+) -> tuple[UpdateReport, dict[str, int]]:
     """Bring an index up to date.
 
     Args:
         paths: Folders or files.
         place: Folder of the index, or the address of its database; made when absent.
         model_name: Name or folder; None for the one that the index was made with, or the default.
-        prune: Whether to remove pictures whose files are gone.
+        prune: Whether to remove items whose files are gone.
         engine: Where pictures are embedded.
         ocr: Whether to read the words in pictures that are embedded.
+        sampling: Which moments of videos that are embedded get a vector.
 
     Returns:
-        What was done, and the number of pictures in the index now.
+        What was done, and how many `pictures`, `videos` and `sounds` the index holds now.
 
     Raises:
-        DataError: When a path is absent, or nothing that looks like a picture is there.
+        DataError: When a path is absent, or nothing that looks like a picture or a clip is there.
         SpaceMismatch: When the index was made with another model.
-        ConfigError: When the engine, the database's driver or tesseract is not installed, or
-            pruning or reading words is asked of a cluster.
+        ConfigError: When the engine, the database's driver or tesseract is not installed, pruning
+            or reading words is asked of a cluster, or a number is out of range.
     """
     from costream.data.ocr import check_ocr, read_text
     from costream.index import open_index, update_index
@@ -104,6 +128,7 @@ def index_pictures(
         )
     if ocr:
         check_ocr()
+    check_config(sampling)
     _check_paths(paths, place, prune=prune)
     name = model_name or _model_of(place) or DEFAULT_MODEL
     model = _load(name)
@@ -115,7 +140,7 @@ def index_pictures(
                 from costream.index.cluster import update_with_cluster
 
                 report = update_with_cluster(index, model, name, paths, progress=advance)
-                return report, len(index)
+                return report, _holdings(index)
             report = update_index(
                 index,
                 model,
@@ -124,9 +149,16 @@ def index_pictures(
                 # As `encode_images` decodes, so that an indexed file has the vector it gives.
                 smallest_side=model.config.image_preprocess.decoded_px,
                 read_words=read_text if ocr else None,
+                sampling=sampling,
                 progress=advance,
             )
-        return report, len(index)
+        return report, _holdings(index)
+
+
+def _holdings(index: SearchIndex) -> dict[str, int]:
+    kinds: tuple[tuple[str, Modality], ...]
+    kinds = (("pictures", "image"), ("videos", "video"), ("sounds", "audio"))
+    return {name: index.count(Filter(modality=(kind,))) for name, kind in kinds}
 
 
 def _whole_name(place: str) -> str:
@@ -140,15 +172,15 @@ def _whole_name(place: str) -> str:
 
 def _check_paths(paths: list[Path], place: str | Path, *, prune: bool) -> None:
     """Refuse what would make an empty index before a model is loaded or a folder is made."""
-    from costream.data.walk import IMAGE_SUFFIXES, find_images
+    from costream.data.walk import IMAGE_SUFFIXES, VIDEO_SUFFIXES, find_media
 
-    found, failures = find_images(paths)
+    found, failures = find_media(paths)
     if found or failures or (prune and (is_address(place) or Path(place).exists())):
         return
     places = ", ".join(shown_path(str(path)) for path in paths)
     raise DataError(
-        f"found no picture below {places}, expected files that end in "
-        f"{', '.join(sorted(IMAGE_SUFFIXES))}",
+        f"found no picture or video below {places}, expected files that end in "
+        f"{', '.join(sorted(IMAGE_SUFFIXES | VIDEO_SUFFIXES))}",
         hint="hidden files and folders are skipped",
     )
 
@@ -169,7 +201,7 @@ def _load(name: str) -> Any:
     return load(name)
 
 
-def _in_words(report: UpdateReport, size: int, place: str) -> str:
+def _in_words(report: UpdateReport, holdings: Mapping[str, int], place: str) -> str:
     parts = [
         f"{count} {what}"
         for count, what in (
@@ -184,4 +216,25 @@ def _in_words(report: UpdateReport, size: int, place: str) -> str:
     ]
     done = ", ".join(parts) or "nothing to do"
     where = _whole_name(place) if is_address(place) else shown_path(place)
-    return f"{done}; {size} picture{'s' * (size != 1)} in {where}"
+    return f"{done}; {in_all(holdings)} in {where}"
+
+
+def in_all(holdings: Mapping[str, int]) -> str:
+    """How many there are of each kind.
+
+    Args:
+        holdings: As `index_files` gives them.
+
+    Example:
+        >>> in_all({"pictures": 3, "videos": 1, "sounds": 0})
+        '3 pictures and 1 video'
+        >>> in_all({"pictures": 0, "videos": 0, "sounds": 0})
+        '0 pictures'
+    """
+    some = {kind: count for kind, count in holdings.items() if count} or {"pictures": 0}
+    parts = [_counted(count, kind) for kind, count in some.items()]
+    return " and ".join(part for part in (", ".join(parts[:-1]), parts[-1]) if part)
+
+
+def _counted(count: int, kind: str) -> str:
+    return f"{count} {kind.removesuffix('s') if count == 1 else kind}"

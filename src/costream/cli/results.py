@@ -26,7 +26,7 @@ def say_answer(answer: Answer, *, title: str = "", min_relevance: float | None =
         say(f"{_NOTHING}; what comes nearest, marked ~:" if is_shown else _NOTHING)
         if not is_shown:
             return
-    headers, numbers = ["#", "score", "picture"], [0, 1]
+    headers, numbers = ["#", "score", "file"], [0, 1]
     rows = [_row(result, is_near=answer.nothing_relevant) for result in answer.results]
     if any(result.relevance is not None for result in answer.results):
         headers.insert(2, "relevance")
@@ -101,6 +101,26 @@ def query_in_words(query: Query) -> str:
     return " ".join(parts)
 
 
+def shown_span(span: tuple[float, float]) -> str:
+    """A part of a clip as players show times.
+
+    Args:
+        span: Begin and end in seconds.
+
+    Example:
+        >>> shown_span((59.5, 61.0)), shown_span((3600.0, 3725.0))
+        ('0:59.5-1:01', '1:00:00-1:02:05')
+    """
+    return "-".join(_clock(seconds) for seconds in span)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds, 1), 60)
+    hours, minutes = divmod(int(minutes), 60)
+    front = f"{hours}:{minutes:02d}" if hours else f"{minutes}"
+    return f"{front}:{rest:04.1f}".removesuffix(".0")
+
+
 def _name_of(term: Term) -> str:
     if isinstance(term, Words):
         return term.text
@@ -138,7 +158,7 @@ def _result_to_json(result: Result) -> dict[str, Any]:
 def _row(result: Result, *, is_near: bool) -> list[str]:
     name = shown_path(result.path or result.id)
     if result.span is not None:
-        name += f" at {result.span[0]:.0f} s"
+        name += f" at {shown_span(result.span)}"
     if result.duplicates:
         name += f" (and {len(result.duplicates)} like it)"
     return [f"~{result.rank}" if is_near else str(result.rank), f"{result.score:.3f}", name]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import numpy as np
@@ -35,6 +36,9 @@ from costream.records import Batch, Features, Space
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+    from costream.data.container import ClipSource
+    from costream.data.video import Sampling
 
 T = TypeVar("T")
 
@@ -247,6 +251,48 @@ class DualEncoder(nn.Module):
             return self.embed_tokens(torch.from_numpy(ids).to(on), torch.from_numpy(mask).to(on))
 
         return self._collect(_in_batches(check_list(texts, "texts"), batch_size), run, progress)
+
+    def encode_clip(
+        self, clip: ClipSource, *, sampling: Sampling | None = None, batch_size: int = 32
+    ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        """A video to a unit vector for each of its moments, as `update_index` stores them.
+
+        Args:
+            clip: Path, encoded bytes, or a clip stored in an archive.
+            sampling: Which moments; None for one a second and a shot.
+            batch_size: Moments a step; pictures of no more than so many are held at once.
+
+        Returns:
+            float32 (M, D), and float64 (M, 2), begin and end of each moment in seconds: what
+            `Index.add_moments` takes.
+
+        Raises:
+            DataError: The clip is absent or broken (names it), or PyAV is not installed.
+            ConfigError: `batch_size` is below 1, or a number of `sampling` out of its range.
+
+        Example:
+            >>> import costream
+            >>> model = costream.load("cots-mini")
+            >>> vectors, spans = model.encode_clip("absent.mp4")  # doctest: +ELLIPSIS
+            Traceback (most recent call last):
+            costream.errors.DataError: absent.mp4: is not there, expected a video or a sound; ...
+        """
+        from costream.data.video import DEFAULT_SAMPLING, sample_frames
+
+        if batch_size < 1:
+            raise ConfigError(f"batch_size is {batch_size}, expected at least 1")
+        frames = sample_frames(
+            clip,
+            sampling=DEFAULT_SAMPLING if sampling is None else sampling,
+            smallest_side=self.config.image_preprocess.decoded_px,
+        )
+        vectors: list[NDArray[np.float32]] = []
+        spans: list[tuple[float, float]] = []
+        while batch := list(islice(frames, batch_size)):
+            pictures = [frame.image for frame in batch]
+            vectors.append(self.encode_images(pictures, batch_size=batch_size))
+            spans.extend((frame.t_start, frame.t_end) for frame in batch)
+        return np.concatenate(vectors), np.array(spans, dtype=np.float64)
 
     def encode_videos(
         self, videos: Sequence[Sequence[PictureSource]], *, batch_size: int = 32

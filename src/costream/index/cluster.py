@@ -1,4 +1,4 @@
-"""Bring many pictures into an index with the workers of a Ray cluster.
+"""Bring many pictures into an index with the workers of a Ray cluster; clips are left out.
 
 Workers read, decode and embed; this process alone writes the index, so that one database stays the
 truth. When a worker or its machine is lost, Ray gives its files to another. A file may then be
@@ -20,9 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from costream.data.failures import Failure
-from costream.data.walk import find_images
+from costream.data.walk import find_media
 from costream.errors import ConfigError, DataError
 from costream.index import check, files
+from costream.index.left_out import leave_out_clips
 from costream.index.records import Item, UpdateReport
 
 if TYPE_CHECKING:
@@ -61,8 +62,8 @@ def update_with_cluster(
 ) -> UpdateReport:
     """Bring the pictures below some folders into an index, embedding what is new on a cluster.
 
-    As `update_index`, with two differences: a file that was moved is embedded again, and nothing is
-    pruned.
+    As `update_index`, with three differences: a file that was moved is embedded again, nothing is
+    pruned, and clips below the given folders are left out, which the report says.
 
     Args:
         index: Where to.
@@ -73,7 +74,7 @@ def update_with_cluster(
         progress: Called with the number of files dealt with and their total.
 
     Returns:
-        What was done, with the failures.
+        What was done, with the failures and what was left out.
 
     Raises:
         ConfigError: Ray is not installed, or there is no cluster at the address.
@@ -83,7 +84,9 @@ def update_with_cluster(
     config = ClusterConfig() if config is None else config
     if len(index):
         check.check_same(index.space, model.space, index.location)
-    found, failures = find_images(list(paths))
+    given = list(paths)
+    found, failures = find_media(given)
+    found, left_out = leave_out_clips(found, given)
     names = files.real_paths(found)
     known = {item.path: item for item in index.items() if item.path is not None}
     wanted = [name for name in names if not _is_unchanged(known.get(name), name)]
@@ -109,6 +112,7 @@ def update_with_cluster(
         unchanged=counts["unchanged"],
         embedded=counts["embedded"],
         failures=tuple(failures),
+        left_out=left_out,
     )
 
 

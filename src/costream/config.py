@@ -48,6 +48,7 @@ __all__ = [
     "describe_settings",
     "from_dict",
     "parse_settings",
+    "settings_as_text",
     "to_dict",
 ]
 
@@ -142,6 +143,46 @@ def to_dict(config: object) -> dict[str, Any]:
     """
     check_config(config)
     return {each.name: _plain(getattr(config, each.name)) for each in fields(type(config))}  # type: ignore[arg-type] # checked above
+
+
+def settings_as_text(config: object) -> dict[str, str]:
+    """What differs from the defaults, as `parse_settings` reads it.
+
+    Args:
+        config: An instance of a configuration class without configurations inside.
+
+    Returns:
+        Option to text.
+
+    Raises:
+        ConfigError: When it is not a configuration, one of its values does not fit, or an option
+            holds a configuration.
+
+    Example:
+        >>> @dataclass(frozen=True, kw_only=True, slots=True)
+        ... class Optim:
+        ...     rate: float = 1e-4
+        ...     sizes: tuple[int, ...] = (1,)
+        >>> settings_as_text(Optim(sizes=(2, 3)))
+        {'sizes': '2,3'}
+    """
+    check_config(config)
+    texts: dict[str, str] = {}
+    for each in fields(type(config)):  # type: ignore[arg-type] # checked above
+        value = getattr(config, each.name)
+        if is_dataclass(value):
+            raise ConfigError(f"option {each.name!r} holds a configuration, expected a value")
+        if value != each.default:
+            texts[each.name] = _as_text(value)
+    return texts
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(_as_text, value))
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    return value if isinstance(value, str) else repr(value)
 
 
 def check_config(config: object) -> None:

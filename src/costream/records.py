@@ -43,8 +43,9 @@ class Batch:
     Attributes:
         ids: One a row, for messages.
         groups: int64 (B,); rows with equal numbers are true matches of each other.
-        slots: `image` uint8 (B, 3, H, W); `text.ids` and `text.mask` int64 (B, K, T), K captions
-            a picture; others by method.
+        slots: `image` uint8 (B, 3, H, W); `video` uint8 (B, F, 3, H, W), F frames; `text.ids` and
+            `text.mask` int64 (B, K, T), K captions a picture, the same for `text.fr` and the like;
+            others by method.
         weight: float32 (B,).
         seeds: int64 (B,); what a method draws at random for a row comes from the row's seed, so
             that it depends neither on the batch nor on the number of processes.
@@ -88,6 +89,7 @@ class Features:
         mask: bool (B, T), True where a token is real, or None.
         extras: Named intermediates.
         space: Where `pooled` lives.
+        modality: `image`, `text`, `video`, ...; empty where it does not matter.
     """
 
     pooled: Tensor
@@ -95,6 +97,7 @@ class Features:
     mask: Tensor | None = None
     extras: Mapping[str, Tensor] = field(default_factory=dict)
     space: Space | None = None
+    modality: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -30,7 +30,7 @@ from costream.objectives.gather import (
     world_size,
 )
 from costream.objectives.names import NamesObjective
-from costream.parts import Base
+from costream.parts import Base, Training
 from costream.train.config import TrainConfig
 from costream.train.loop import run, start_processes, stop_processes
 
@@ -99,7 +99,11 @@ def train(out: Path, model_dir: Path, data: Path, stop: int) -> None:
         filter_window=64,
         filter_warm_up=16,
     )
-    terms = list(cots.parts(losses, Base(model=model, data=samples, directory=out)).objective)
+    terms = list(
+        cots.parts(
+            losses, Base(model=model, training=Training(data=samples, directory=out))
+        ).objective
+    )
     ids, mask = tokenize(
         model.tokenizer, ["a disc", "a box", "a cross"], model.config.text_preprocess
     )

@@ -25,7 +25,7 @@ from costream.encoders.dual import DualEncoder
 from costream.encoders.storage import save_model
 from costream.errors import ConfigError, DataError, NumericalError, WeightsError
 from costream.methods import cots
-from costream.parts import Base
+from costream.parts import Base, Training
 from costream.records import Sample
 from costream.train.checkpoint import newest_checkpoint
 from costream.train.config import TrainConfig
@@ -85,7 +85,7 @@ def go(
 ) -> DualEncoder:
     """A run in `out`; a resumed one starts from other random weights, which must not matter."""
     model = tiny_model(tiny_config(dropout=0.2, width=width), seed=7 if resume else 0)
-    base = Base(model=model, data=data, directory=out, seed=loop.seed)
+    base = Base(model=model, seed=loop.seed, training=Training(data=data, directory=out))
     terms = cots.parts(LOSSES, base).objective
     known = facts or {"data": "scenes"}
     run(model, terms, data, loop, out, facts=known, resume=resume, progress=progress, **options)
@@ -144,7 +144,7 @@ def test_a_run_that_is_stopped_before_its_first_checkpoint_starts_again(
     with pytest.raises(Stop):
         go(tmp_path, progress=stop_at(1))
     model = tiny_model(tiny_config(dropout=0.2))
-    base = Base(model=model, data=SCENES, directory=tmp_path, seed=0)
+    base = Base(model=model, seed=0, training=Training(data=SCENES, directory=tmp_path))
     terms = cots.parts(LOSSES, base).objective
     run(model, terms, SCENES, LOOP, tmp_path, facts={"data": "scenes"}, resume=True)
     assert final(tmp_path) == final(uninterrupted)
@@ -389,7 +389,7 @@ def weights_of(model: DualEncoder) -> list[torch.Tensor]:
 def test_a_loss_that_is_not_finite_stops_before_the_update(where: str, tmp_path: Path) -> None:
     """Step 3 is broken: the message names its samples, the weights are those of step 2."""
     model = tiny_model(tiny_config(dropout=0.2))
-    base = Base(model=model, data=SCENES, directory=tmp_path, seed=0)
+    base = Base(model=model, seed=0, training=Training(data=SCENES, directory=tmp_path))
     ((weight, objective),) = cots.parts(LOSSES, base).objective
     kept: list[torch.Tensor] = []
     twins: list[Any] = []

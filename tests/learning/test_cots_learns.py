@@ -15,7 +15,7 @@ from costream.encoders.dual import DualEncoder
 from costream.encoders.presets import TINY
 from costream.evaluate import evaluate
 from costream.methods import cots
-from costream.parts import Base
+from costream.parts import Base, Training
 from costream.train.config import TrainConfig
 from costream.train.loop import run
 from tiny_world import scene_tokenizer
@@ -41,7 +41,7 @@ def train(out: Path, loop: TrainConfig, losses: cots.Config, data: DataSet) -> D
     tokenizer = scene_tokenizer()
     text = replace(TINY.text, vocab_size=tokenizer.get_vocab_size())
     model = DualEncoder(replace(TINY, text=text), tokenizer)
-    base = Base(model=model, data=data, directory=out)
+    base = Base(model=model, training=Training(data=data, directory=out))
     run(model, cots.parts(losses, base).objective, data, loop, out, facts={})
     return model
 
@@ -85,7 +85,7 @@ def told_apart(
     tokenizer = scene_tokenizer()
     text = replace(TINY.text, vocab_size=tokenizer.get_vocab_size())
     model = DualEncoder(replace(TINY, text=text), tokenizer)
-    base = Base(model=model, data=data, directory=out)
+    base = Base(model=model, training=Training(data=data, directory=out))
     ((weight, objective),) = cots.parts(losses, base).objective
     run(model, [(weight, objective)], data, loop, out, facts={})
     assert isinstance(objective, cots.CotsObjective)

@@ -34,7 +34,7 @@ from costream.methods.cots import (
     parts,
     words_of,
 )
-from costream.parts import Base
+from costream.parts import Base, Training
 from costream.records import Batch, Features, Sample
 from tiny_world import scene_batch, tiny_config, tiny_model
 
@@ -938,7 +938,7 @@ def test_settings_that_contradict_each_other_are_refused(config: Config, message
 
 def base_of(folder: Path, data: DataSet | None = None) -> Base:
     scenes = data or make_scenes(20, num_captions=2, size_px=24)
-    return Base(model=tiny_model(), data=scenes, directory=folder)
+    return Base(model=tiny_model(), training=Training(data=scenes, directory=folder))
 
 
 def test_parts_fit_a_visual_tokenizer_once(tmp_path: Path) -> None:

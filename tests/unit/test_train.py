@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -513,14 +513,26 @@ def test_settings_out_of_range_are_refused(key: str, text: str) -> None:
 
 
 def test_each_setting_goes_where_it_belongs() -> None:
-    start, loop = split_settings(
-        {"steps": "7", "name": "mine"}, (StartConfig, TrainConfig), "some method"
-    )
+    common = (StartConfig, TrainConfig)
+    start, loop = split_settings({"steps": "7", "name": "mine"}, common, {})
     assert (start.name, loop.steps) == ("mine", 7)
     with pytest.raises(ConfigError, match=r"no option 'stepz'.*did you mean 'steps'"):
-        split_settings({"stepz": "7"}, (StartConfig, TrainConfig), "some method")
-    with pytest.raises(ConfigError, match="option 'steps' is of TrainConfig and of"):
-        split_settings({}, (TrainConfig, TrainConfig), "some method")
+        split_settings({"stepz": "7"}, common, {})
+    with pytest.raises(ConfigError, match="option 'start' is of StartConfig and of the Config of"):
+        split_settings({}, common, {"other": StartConfig})
+
+
+def test_a_setting_of_two_methods_is_written_with_the_method() -> None:
+    methods = {"first": ExampleConfig, "second": ExampleConfig}
+    with pytest.raises(ConfigError, match=r"of first and second.*write first\.share=0\.5"):
+        split_settings({"share": "0.5"}, (TrainConfig,), methods)
+    _, one, other = split_settings({"second.share": "0.5"}, (TrainConfig,), methods)
+    assert (one.share, other.share) == (0.25, 0.5)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExampleConfig:
+    share: float = 0.25
 
 
 def test_the_package_is_the_function_whatever_was_imported_first() -> None:

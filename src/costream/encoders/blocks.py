@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -175,8 +175,38 @@ class Encoded:
         pooled: float (B, D), one vector an item, before projection.
         tokens: float (B, T, D), the last layer's tokens.
         mask: bool (B, T) or None, True where a token is real.
+        ids: int64 (B, T), what the tokens of a text were; None for pictures.
     """
 
     pooled: Tensor
     tokens: Tensor
     mask: Tensor | None = None
+    ids: Tensor | None = None
+
+
+class TowerHook(Protocol):
+    """What a method puts into a tower for good (prompts, experts): a module with weights.
+
+    It stands in every pass of the tower, beside the hook that one call may give.
+    """
+
+    def enter(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, T, D) with positions, before the first normalisation and layer."""
+
+    def before_layer(self, number: int, tokens: Tensor) -> Tensor:
+        """Tokens (B, T, D) before the layer of a number, from 0."""
+
+    def leave(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, T, D) after the last layer and normalisation, before pooling."""
+
+
+def both_hooks(lasting: TowerHook | None, passing: LayerHook | None) -> LayerHook | None:
+    """The hook of a tower and that of a call as one."""
+    if lasting is None:
+        return passing
+
+    def hook(number: int, tokens: Tensor) -> Tensor:
+        tokens = lasting.before_layer(number, tokens)
+        return tokens if passing is None else passing(number, tokens)
+
+    return hook

@@ -5,11 +5,12 @@ Shape letters: B items of a batch, N items in all, D dimensions of the space.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -56,6 +57,8 @@ class DualConfig:
         text_preprocess: What happens to a text first.
         projection_bias: Whether the projections into the shared space have a bias.
         projection: Which towers have one: `both` or only the `text` tower (SigLIP).
+        methods: Words of the methods that changed the model or stay in use (`costream.system`), in
+            order.
     """
 
     name: str
@@ -66,6 +69,14 @@ class DualConfig:
     text_preprocess: TextPreprocess
     projection_bias: bool = False
     projection: Literal["both", "text"] = "both"
+    methods: tuple[str, ...] = ()
+
+
+class Head(Protocol):
+    """From a tower's output to vectors of the shared space."""
+
+    def __call__(self, encoded: Encoded) -> Tensor:
+        """Output of a tower to vectors float32 (B, D)."""
 
 
 class DualEncoder(nn.Module):
@@ -85,6 +96,8 @@ class DualEncoder(nn.Module):
     def __init__(self, config: DualConfig, tokenizer: Tokenizer) -> None:
         super().__init__()
         self.config = config
+        self.base_config = config
+        """As the model was made; surgery changes `config` only."""
         self.tokenizer = tokenizer
         self.vision = VisionTower(config.vision)
         self.text = TextTower(config.text)
@@ -93,6 +106,10 @@ class DualEncoder(nn.Module):
         if config.projection == "both":
             self.image_projection = nn.Linear(self.vision.width, config.dim, bias=bias)
         self.text_projection = nn.Linear(self.text.width, config.dim, bias=bias)
+        # What a method puts in place of projection and normalisation, and its further modalities.
+        self.image_head: Head | None = None
+        self.text_head: Head | None = None
+        self.towers = nn.ModuleDict()
         self.pixel_mean: Tensor
         self.pixel_std: Tensor
         mean, std = config.image_preprocess.mean, config.image_preprocess.std
@@ -135,11 +152,24 @@ class DualEncoder(nn.Module):
 
     def project_image(self, encoded: Encoded) -> Tensor:
         """Output of the vision tower to unit vectors float32 (B, D)."""
+        if self.image_head is not None:
+            return self.image_head(encoded)
         return functional.normalize(self.image_projection(encoded.pooled).float(), dim=-1)
 
     def project_text(self, encoded: Encoded) -> Tensor:
         """Output of the text tower to unit vectors float32 (B, D)."""
+        if self.text_head is not None:
+            return self.text_head(encoded)
         return functional.normalize(self.text_projection(encoded.pooled).float(), dim=-1)
+
+    def project_tokens(self, features: Features) -> Tensor:
+        """Tokens of a tower to unit vectors float32 (B, T, D); of pictures only the patches."""
+        if features.modality == "image":
+            front = int(self.vision.class_token is not None)
+            projected = self.image_projection(_tokens_of(features)[:, front:])
+        else:
+            projected = self.text_projection(_tokens_of(features))
+        return functional.normalize(projected.float(), dim=-1)
 
     def embed_pixels(self, images: Tensor) -> Tensor:
         """Pixels uint8 (B, 3, H, W) to unit vectors float32 (B, D)."""
@@ -150,31 +180,72 @@ class DualEncoder(nn.Module):
         return self.project_text(self.text(ids, self._attended(mask)))
 
     def features(self, batch: Batch, frozen: Tensor | None = None) -> dict[str, Features]:
-        """One clean pass of both towers over a training batch.
+        """One clean pass of all towers over a training batch.
 
         Args:
-            batch: Slots `image` uint8 (B, 3, H, W), `text.ids` and `text.mask` int64 (B, K, T).
+            batch: Any of the slots `image` uint8 (B, 3, H, W); `video` uint8 (B, F, 3, H, W);
+                `text.ids` and `text.mask` int64 (B, K, T), and the same for `text.fr` and the like;
+                and those that a tower of `towers` is named for.
             frozen: The vision tower's `frozen_part` of this batch, when it is known already.
 
         Returns:
             `image`: pooled (B, D); extras `frozen` and `stem_map`, from where the pass can be
-            entered again. `text`: pooled (B * K, D), the captions of picture i in rows i * K on.
-            Pooled vectors have unit length; tokens are the towers' own, before projection.
+            entered again. `video`: as of `frame_features`. `text` and its kin: pooled (B * K, D),
+            the captions of picture i in rows i * K on. Pooled vectors have unit length; tokens are
+            the towers' own, before projection.
         """
+        found: dict[str, Features] = {}
+        for slot, value in batch.slots.items():
+            if slot == "image":
+                found[slot] = self._image_features(value, frozen)
+            elif slot == "video":
+                found[slot] = self.frame_features(value)
+            elif slot.endswith(".ids"):
+                name = slot.removesuffix(".ids")
+                mask = batch.slots[f"{name}.mask"].flatten(0, 1)
+                found[name] = self._text_features(value.flatten(0, 1), mask)
+            elif slot in self.towers:
+                found[slot] = replace(self.towers[slot](value), modality=slot)
+        return found
+
+    def _image_features(self, pixels: Tensor, frozen: Tensor | None) -> Features:
         if frozen is None:
-            frozen = self.vision.frozen_part(self.normalise_pixels(batch.slots["image"]))
+            frozen = self.vision.frozen_part(self.normalise_pixels(pixels))
         stem_map = self.vision.trained_part(frozen)
         seen = self.vision.encode_map(stem_map)
-        ids, mask = batch.slots["text.ids"].flatten(0, 1), batch.slots["text.mask"].flatten(0, 1)
+        return Features(
+            pooled=self.project_image(seen),
+            tokens=seen.tokens,
+            extras={"frozen": frozen, "stem_map": stem_map},
+            modality="image",
+        )
+
+    def _text_features(self, ids: Tensor, mask: Tensor) -> Features:
         read = self.text(ids, self._attended(mask))
-        return {
-            "image": Features(
-                pooled=self.project_image(seen),
-                tokens=seen.tokens,
-                extras={"frozen": frozen, "stem_map": stem_map},
-            ),
-            "text": Features(pooled=self.project_text(read), tokens=read.tokens, mask=mask.bool()),
-        }
+        return Features(
+            pooled=self.project_text(read),
+            tokens=read.tokens,
+            mask=mask.bool(),
+            extras={"ids": ids, "unscaled": self.text_projection(read.pooled).float()},
+            modality="text",
+        )
+
+    def frame_features(self, frames: Tensor) -> Features:
+        """Videos as frames.
+
+        Args:
+            frames: uint8 (B, F, 3, H, W).
+
+        Returns:
+            pooled (B, D): mean of the frames' unit vectors, made unit length (COTS' text-to-video
+            retrieval); tokens (B, F, D): the frames' vectors, not scaled to unit length.
+        """
+        seen = self.vision(self.normalise_pixels(frames.flatten(0, 1)))
+        unscaled = self.image_projection(seen.pooled).float().unflatten(0, frames.shape[:2])
+        mean = functional.normalize(unscaled, dim=-1).mean(dim=1)
+        return Features(
+            pooled=functional.normalize(mean, dim=-1), tokens=unscaled, modality="video"
+        )
 
     def _attended(self, mask: Tensor) -> Tensor | None:
         return None if self.config.text_preprocess.pad_to_max else mask.bool()
@@ -294,6 +365,105 @@ class DualEncoder(nn.Module):
             spans.extend((frame.t_start, frame.t_end) for frame in batch)
         return np.concatenate(vectors), np.array(spans, dtype=np.float64)
 
+    def image_features(
+        self,
+        images: Sequence[PictureSource],
+        *,
+        batch_size: int = 32,
+        progress: Callable[[int], None] | None = None,
+    ) -> Features:
+        """Pictures to vectors of the whole and of the patches, for scorers that read tokens.
+
+        Args:
+            images: As of `encode_images`.
+            batch_size: As of `encode_images`.
+            progress: As of `encode_images`.
+
+        Returns:
+            On the CPU: pooled (N, D); tokens (N, T, D), unit vectors of the patches.
+
+        Raises:
+            DataError: As of `encode_images`.
+            ConfigError: As of `encode_images`.
+        """
+        read = self.config.image_preprocess.read
+
+        def run(batch: Sequence[NDArray[np.uint8]]) -> Features:
+            pixels = torch.from_numpy(np.stack(batch)).to(self.device)
+            found = self._image_features(pixels, None)
+            return replace(found, tokens=self.project_tokens(found), extras={})
+
+        batches = _in_batches(check_list(images, "pictures"), batch_size)
+        return self._collect_features(_decoded_ahead(batches, read), run, progress)
+
+    def text_features(
+        self,
+        texts: Sequence[str],
+        *,
+        batch_size: int = 64,
+        progress: Callable[[int], None] | None = None,
+    ) -> Features:
+        """Texts to vectors of the whole and of the tokens, for scorers that read tokens.
+
+        Args:
+            texts: As of `encode_texts`.
+            batch_size: As of `encode_texts`.
+            progress: As of `encode_texts`.
+
+        Returns:
+            On the CPU: pooled (N, D); tokens (N, T, D), unit vectors; mask (N, T); extras `ids`
+            (N, T) and `unscaled` (N, D), the vectors of the whole before they got unit length.
+
+        Raises:
+            DataError: As of `encode_texts`.
+            ConfigError: As of `encode_texts`.
+        """
+        settings = self.config.text_preprocess
+
+        def run(batch: Sequence[str]) -> Features:
+            ids, mask = tokenize(self.tokenizer, batch, settings)
+            on = self.device
+            found = self._text_features(torch.from_numpy(ids).to(on), torch.from_numpy(mask).to(on))
+            return replace(found, tokens=self.project_tokens(found))
+
+        batches = _in_batches(check_list(texts, "texts"), batch_size)
+        return self._collect_features(batches, run, progress)
+
+    def video_features(
+        self,
+        videos: Sequence[Sequence[PictureSource]],
+        *,
+        batch_size: int = 8,
+        progress: Callable[[int], None] | None = None,
+    ) -> Features:
+        """Videos, given as equally many sampled frames each, to vectors of the whole and of frames.
+
+        Args:
+            videos: For each video its frames as pictures.
+            batch_size: Videos a step.
+            progress: Called with the number of videos done since the last call.
+
+        Returns:
+            As of `frame_features`, on the CPU.
+
+        Raises:
+            DataError: When the numbers of frames differ, or a frame is broken.
+            ConfigError: When `batch_size` is below 1.
+        """
+        counts = {len(check_list(video, "frames")) for video in check_list(videos, "videos")}
+        if len(counts) > 1 or 0 in counts:
+            raise DataError(
+                f"videos have {sorted(counts)} frames, expected the same number, at least 1",
+                hint="sample as many of each",
+            )
+        read = self.config.image_preprocess.read
+
+        def run(batch: Sequence[Sequence[PictureSource]]) -> Features:
+            pixels = np.stack([[read(frame) for frame in video] for video in batch])
+            return self.frame_features(torch.from_numpy(pixels).to(self.device))
+
+        return self._collect_features(_in_batches(videos, batch_size), run, progress)
+
     def encode_videos(
         self, videos: Sequence[Sequence[PictureSource]], *, batch_size: int = 32
     ) -> NDArray[np.float32]:
@@ -338,24 +508,91 @@ class DualEncoder(nn.Module):
             pooled[number] = mean / np.linalg.norm(mean).clip(1e-12)
         return pooled
 
+    def _collect_features(
+        self,
+        batches: Iterator[Sequence[T]],
+        run: Callable[[Sequence[T]], Features],
+        progress: Callable[[int], None] | None,
+    ) -> Features:
+        parts: list[Features] = []
+        with self._inference():
+            for batch in batches:
+                parts.append(_to_cpu(run(batch)))
+                if progress is not None:
+                    progress(len(batch))
+        if not parts:
+            raise DataError("got nothing to encode, expected at least one item")
+        return _join_features(parts)
+
+    @contextlib.contextmanager
+    def _inference(self) -> Iterator[None]:
+        was_training = self.training
+        self.eval()
+        try:
+            with torch.inference_mode(), inference_autocast(self.device):
+                yield
+        finally:
+            self.train(was_training)
+
     def _collect(
         self,
         batches: Iterator[Sequence[T]],
         run: Callable[[Sequence[T]], Tensor],
         progress: Callable[[int], None] | None,
     ) -> NDArray[np.float32]:
-        was_training = self.training
-        self.eval()
         rows = [np.zeros((0, self.config.dim), dtype=np.float32)]
-        try:
-            with torch.inference_mode(), inference_autocast(self.device):
-                for batch in batches:
-                    rows.append(run(batch).float().cpu().numpy())
-                    if progress is not None:
-                        progress(len(batch))
-        finally:
-            self.train(was_training)
+        with self._inference():
+            for batch in batches:
+                rows.append(run(batch).float().cpu().numpy())
+                if progress is not None:
+                    progress(len(batch))
         return np.concatenate(rows)
+
+
+def _join_features(parts: Sequence[Features]) -> Features:
+    """Batches of features one below the other, token sequences padded to the longest."""
+    first = parts[0]
+    longest = max(_tokens_of(part).shape[1] for part in parts)
+
+    def padded(value: Tensor) -> Tensor:
+        missing = longest - value.shape[1]
+        return functional.pad(value, (0, 0) * (value.ndim - 2) + (0, missing))
+
+    mask = None
+    if first.mask is not None:
+        mask = torch.cat([padded(part.mask) for part in parts if part.mask is not None])
+    extras = {}
+    for name, value in first.extras.items():
+        by_token = value.ndim > 1 and value.shape[1] == _tokens_of(first).shape[1] and name == "ids"
+        each = [part.extras[name] for part in parts]
+        extras[name] = torch.cat([padded(one) for one in each] if by_token else each)
+    return Features(
+        pooled=torch.cat([part.pooled for part in parts]),
+        tokens=torch.cat([padded(_tokens_of(part)) for part in parts]),
+        mask=mask,
+        extras=extras,
+        modality=first.modality,
+    )
+
+
+def _to_cpu(features: Features) -> Features:
+    def moved(value: Tensor) -> Tensor:
+        value = value.float() if value.is_floating_point() else value
+        return value.cpu().clone()
+
+    return replace(
+        features,
+        pooled=moved(features.pooled),
+        tokens=moved(_tokens_of(features)),
+        mask=None if features.mask is None else moved(features.mask),
+        extras={name: moved(value) for name, value in features.extras.items()},
+    )
+
+
+def _tokens_of(features: Features) -> Tensor:
+    if features.tokens is None:
+        raise ValueError(f"features of {features.modality} have no tokens, expected some")
+    return features.tokens
 
 
 def _in_batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

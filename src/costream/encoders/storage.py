@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, TypeGuard
 
@@ -101,12 +102,14 @@ def save_model(model: DualEncoder, directory: str | Path, *, card: str = "") -> 
             f"weights {broken[:5]} are not finite in float16", hint="train on or again"
         )
     image_digest, text_digest = weight_digests(state)
-    stored = _empty_model(model.config, model.tokenizer)
+    methods, name = model.config.methods, model.config.name
+    config = replace(model.base_config, methods=methods, name=name)
+    stored = _empty_model(config, model.tokenizer)
     stored.load_state_dict(state)
     tokenizer = model.tokenizer.to_str().encode()
     description = {
         "format": FORMAT,
-        "config": to_dict(model.config),
+        "config": _plain(config),
         "image_digest": image_digest,
         "text_digest": text_digest,
         "weights_hash": join_digests(image_digest, text_digest),
@@ -123,13 +126,24 @@ def save_model(model: DualEncoder, directory: str | Path, *, card: str = "") -> 
     return directory
 
 
+def _plain(config: DualConfig) -> dict[str, Any]:
+    """A configuration for JSON; without methods it is what earlier versions wrote and read."""
+    values = to_dict(config)
+    if not config.methods:
+        del values["methods"]
+    return values
+
+
 def _empty_model(config: DualConfig, tokenizer: Tokenizer) -> DualEncoder:
     """A model whose weights are about to be filled in; leaves the random state of torch alone.
 
     Saving the best model in the middle of a run must not change the steps that follow.
     """
+    from costream.system import apply_methods, read_method
+
     with torch.random.fork_rng(devices=[]):
-        return DualEncoder(config, tokenizer)
+        model = DualEncoder(replace(config, methods=()), tokenizer)
+        return apply_methods(model, [read_method(words) for words in config.methods]).model
 
 
 def _replace(path: Path, content: bytes) -> None:
@@ -160,7 +174,8 @@ def load_own_model(directory: Path) -> DualEncoder:
         raise WeightsError(
             f"{source} does not describe a model: {error}", hint="copy the model directory again"
         ) from error
-    if description.get("settings_hash", settings_hash(config)) != settings_hash(config):
+    found = settings_hash(model.config)
+    if description.get("settings_hash", found) != found:
         raise WeightsError(
             f"the settings in {source} do not match their checksum",
             hint="the file was changed by hand or is damaged; copy the directory again",

@@ -11,7 +11,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from costream.encoders.blocks import Encoded, LayerHook, Transformer, TransformerConfig
+from costream.encoders.blocks import (
+    Encoded,
+    LayerHook,
+    TowerHook,
+    Transformer,
+    TransformerConfig,
+    both_hooks,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,6 +54,7 @@ class TextTower(nn.Module):
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.config = config
+        self.hook: TowerHook | None = None
         self.width = config.transformer.width
         eps = config.transformer.norm_eps
         self.token_embedding = nn.Embedding(config.vocab_size, self.width)
@@ -83,12 +91,16 @@ class TextTower(nn.Module):
             Pooled vectors (B, D) and tokens (B, T, D).
         """
         tokens = embedded + self.position_embedding[: embedded.shape[1]]
+        if self.hook is not None:
+            tokens = self.hook.enter(tokens)
         if self.embedding_norm is not None:
             tokens = self.embedding_norm(tokens)
-        tokens = self.transformer(tokens, mask, on_layer)
+        tokens = self.transformer(tokens, mask, both_hooks(self.hook, on_layer))
         if self.final_norm is not None:
             tokens = self.final_norm(tokens)
-        return Encoded(pooled=self._pool(tokens, ids, mask), tokens=tokens, mask=mask)
+        if self.hook is not None:
+            tokens = self.hook.leave(tokens)
+        return Encoded(pooled=self._pool(tokens, ids, mask), tokens=tokens, mask=mask, ids=ids)
 
     def _pool(self, tokens: Tensor, ids: Tensor, mask: Tensor | None) -> Tensor:
         if self.config.pooling == "mean":

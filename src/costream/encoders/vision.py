@@ -18,9 +18,11 @@ from torch.nn import functional
 from costream.encoders.blocks import (
     Encoded,
     LayerHook,
+    TowerHook,
     Transformer,
     TransformerConfig,
     activate,
+    both_hooks,
 )
 from costream.encoders.efficientnet import EfficientNetConfig, EfficientNetLite
 
@@ -89,6 +91,7 @@ class VisionTower(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.config = config
+        self.hook: TowerHook | None = None
         width = config.transformer.width
         eps = config.transformer.norm_eps
         self.width = width
@@ -201,11 +204,15 @@ class VisionTower(nn.Module):
             front = self.class_token.expand(patches.shape[0], -1, -1).to(patches.dtype)
             tokens = torch.cat([front, patches], dim=1)
         tokens = tokens + self.positions(rows, count // rows)
+        if self.hook is not None:
+            tokens = self.hook.enter(tokens)
         if self.pre_norm is not None:
             tokens = self.pre_norm(tokens)
-        tokens = self.transformer(tokens, None, on_layer)
+        tokens = self.transformer(tokens, None, both_hooks(self.hook, on_layer))
         if self.config.final_norm == "tokens" and self.final_norm is not None:
             tokens = self.final_norm(tokens)
+        if self.hook is not None:
+            tokens = self.hook.leave(tokens)
         pooled = self._pool(tokens)
         if self.config.final_norm == "pooled" and self.final_norm is not None:
             pooled = self.final_norm(pooled)

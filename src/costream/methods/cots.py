@@ -63,7 +63,7 @@ from costream.objectives.gather import (
 )
 from costream.objectives.masking import block_mask, mask_words
 from costream.objectives.momentum import PairedQueue, follow, momentum_copy
-from costream.parts import Base, Parts
+from costream.parts import Base, Parts, Training
 from costream.records import Batch, Features
 
 if TYPE_CHECKING:
@@ -582,13 +582,17 @@ def parts(config: Config, base: Base) -> Parts:
         DataError: When a picture is broken that the visual tokenizer is fitted on.
         WeightsError: When the saved tokenizer that is named is absent or damaged.
     """
-    tokenizer = _visual_tokenizer(config, base) if config.mvm > 0 else None
+    if base.training is None:
+        return Parts()
+    tokenizer = None
+    if config.mvm > 0:
+        tokenizer = _visual_tokenizer(config, base.training, base.seed)
     words = words_of(base.model) if config.mlm > 0 else None
     # The heads start the same whatever was drawn before, in every process.
     with torch.random.fork_rng():
         torch.manual_seed(base.seed)
         objective = CotsObjective(config, base.model, tokenizer=tokenizer, words=words)
-    return Parts(objective=((1.0, objective),))
+    return Parts(objective=((1.0, objective),), reads=("image", "text"))
 
 
 def words_of(model: DualEncoder) -> Words:
@@ -608,15 +612,15 @@ def words_of(model: DualEncoder) -> Words:
     return Words(mask=mask, special=special, vocabulary=model.config.text.vocab_size)
 
 
-def _visual_tokenizer(config: Config, base: Base) -> VisualTokenizer:
+def _visual_tokenizer(config: Config, training: Training, seed: int) -> VisualTokenizer:
     """The saved tokenizer of an earlier start of the run, or a new one fitted on its pictures."""
     from costream.encoders.visual_tokenizer import load_tokenizer_model, save_tokenizer
 
     if config.visual_tokenizer not in ("kmeans", "dvae"):
         return load_tokenizer_model(config.visual_tokenizer)
-    directory = base.directory / "visual_tokenizer"
+    directory = training.directory / "visual_tokenizer"
     if rank() == 0 and not (directory / "visual_tokenizer.json").exists():
-        save_tokenizer(_fit_tokenizer(config, base), directory)
+        save_tokenizer(_fit_tokenizer(config, training, seed), directory)
     wait_for_all()
     tokenizer = load_tokenizer_model(directory)
     if tokenizer.vocab_size != config.visual_codes:
@@ -628,42 +632,42 @@ def _visual_tokenizer(config: Config, base: Base) -> VisualTokenizer:
     return tokenizer
 
 
-def _fit_tokenizer(config: Config, base: Base) -> AnyTokenizer:
+def _fit_tokenizer(config: Config, training: Training, seed: int) -> AnyTokenizer:
     from costream.encoders.visual_tokenizer import (
         DiscreteVaeConfig,
         KMeansTokenizer,
         fit_discrete_vae,
     )
 
-    pictures = _small_pictures(base)
+    pictures = _small_pictures(training, seed)
     if config.visual_tokenizer == "kmeans":
-        return KMeansTokenizer.fit(pictures, vocab_size=config.visual_codes, seed=base.seed)
+        return KMeansTokenizer.fit(pictures, vocab_size=config.visual_codes, seed=seed)
     form = DiscreteVaeConfig(vocab_size=config.visual_codes)
     return fit_discrete_vae(
         pictures,
         form,
         steps=_TOKENIZER_STEPS,
-        seed=base.seed,
-        on_step=lambda step, _: base.tell(
+        seed=seed,
+        on_step=lambda step, _: training.tell(
             "Fitting the visual tokenizer", step + 1, _TOKENIZER_STEPS
         ),
     ).tokenizer
 
 
-def _small_pictures(base: Base, most: int = 2000, side_px: int = 64) -> Tensor:
+def _small_pictures(training: Training, seed: int, most: int = 2000, side_px: int = 64) -> Tensor:
     """Up to `most` training pictures, as small as a tokenizer sees them: uint8 (N, 3, 64, 64)."""
     settings = ImagePreprocess(size_px=side_px)
-    order = np.random.default_rng(base.seed).permutation(len(base.data.samples))[:most]
+    order = np.random.default_rng(seed).permutation(len(training.data.samples))[:most]
     pixels = []
     for done, number in enumerate(order, start=1):
-        base.tell("Reading pictures for the visual tokenizer", done, len(order))
-        source = base.data.samples[number].slots["image"]
+        training.tell("Reading pictures for the visual tokenizer", done, len(order))
+        source = training.data.samples[number].slots["image"]
         try:
             pixels.append(settings.pixels(open_image(source, smallest_side=side_px)))
         except DataError:
             continue  # the loader of the training counts and names broken pictures
     if not pixels:
-        raise DataError(f"{base.data.name} has no picture that can be decoded")
+        raise DataError(f"{training.data.name} has no picture that can be decoded")
     return torch.from_numpy(np.stack(pixels))
 
 

@@ -6,18 +6,18 @@ the two was imported first.
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from costream.card import find_method
+import numpy as np
+
 from costream.config import parse_settings, to_dict
 from costream.errors import ConfigError
 from costream.suggest import did_you_mean
@@ -50,12 +50,13 @@ def train(
     Under `torchrun`, all processes train one model together.
 
     Args:
-        method: Name of a method (`costream methods`).
+        method: Name of a method (`costream methods`), or several with commas between, applied in
+            this order.
         data: Captioned pictures: anything `read_data` takes, or a data set.
         out: Directory of the run; gets `model/`, `metrics.jsonl`, `curves.png`, `warnings.txt` when
             there are any, and checkpoints.
         settings: Option to text, of what to start from (`StartConfig`), of the loop (`TrainConfig`)
-            or of the method's own `Config`.
+            or of a method's own `Config`; `name.option` where several methods have it.
         resume: Whether to go on from the newest intact checkpoint of `out`; from the start when
             there is none yet.
         allow_missing: Records that `read_data` may leave out; each is a warning.
@@ -85,16 +86,22 @@ def train(
     from costream.data import DataSet, printable, read_data
     from costream.encoders.storage import save_model
     from costream.objectives.gather import rank, wait_for_all
-    from costream.parts import Base
+    from costream.parts import Training
+    from costream.system import Method, apply_methods, find_module
     from costream.train.log import draw_curves, read_metrics
     from costream.train.loop import run, start_processes, stop_processes
     from costream.train.start import StartConfig, start_model
 
-    card = find_method(method)
-    module = importlib.import_module(f"costream.methods.{card.name}")
-    start, loop, own = split_settings(
-        settings or {}, (StartConfig, TrainConfig, module.Config), method
+    chosen = [find_module(name) for name in method.split(",")]
+    start, loop, *own = split_settings(
+        settings or {},
+        (StartConfig, TrainConfig),
+        {card.name: module.Config for card, module in chosen},
     )
+    methods = [
+        Method(card=card, module=module, config=config)
+        for (card, module), config in zip(chosen, own, strict=True)
+    ]
     out = Path(out)
     if (out / "checkpoints").exists() and not resume:
         raise ConfigError(
@@ -109,7 +116,7 @@ def train(
         facts = {
             "method": method,
             "start": to_dict(start),
-            "own": to_dict(own),
+            "own": to_dict(own[0]) if len(own) == 1 else [to_dict(each) for each in own],
             "data": samples.hash,
         }
         out.mkdir(parents=True, exist_ok=True)
@@ -117,16 +124,25 @@ def train(
             _note_run(out / "run.json", {**facts, "loop": to_dict(loop)}, resume=resume)
             for failure in samples.missing:
                 _logger.warning("record left out: %s: %s", printable(failure.path), failure.reason)
-        base = Base(model=model, data=samples, directory=out, seed=loop.seed, progress=preparing)
-        parts = module.parts(own, base)
-        for change in parts.surgery:
-            model = change(model)
+        training = Training(data=samples, directory=out, progress=preparing)
+        system = apply_methods(model, methods, seed=loop.seed, training=training)
+        model, parts = system.model, system.parts
+        if not parts.objective:
+            raise ConfigError(
+                f"{method} has nothing to minimise, expected a method with an objective",
+                hint="see the slots in costream methods; put one that trains beside it, as "
+                "cots,filip",
+            )
+        rng = np.random.default_rng(loop.seed)
+        for pipe in parts.data:
+            samples = DataSet(name=samples.name, samples=tuple(pipe(samples.samples, rng)))
         run(
             model,
             parts.objective,
             samples,
             loop,
             out,
+            reads=parts.reads,
             facts=facts,
             resume=resume,
             progress=progress,
@@ -152,44 +168,55 @@ def _note_run(path: Path, facts: Mapping[str, Any], *, resume: bool) -> None:
 
 
 def split_settings(
-    settings: Mapping[str, str], kinds: tuple[type[Any], ...], method: str
+    settings: Mapping[str, str], common: Sequence[type[Any]], methods: Mapping[str, type[Any]]
 ) -> tuple[Any, ...]:
     """Give each setting to the configuration that has a field of its name.
 
     Args:
-        settings: Option to text.
-        kinds: Configuration classes, no two with a field of the same name.
-        method: For messages.
+        settings: Option to text; `method.option` where several methods have the option.
+        common: Configuration classes of training itself.
+        methods: Method to its configuration class.
 
     Returns:
         One configuration a class.
 
     Raises:
-        ConfigError: When a name is of no configuration, or a value does not fit; or two classes
-            have a field of the same name, which would leave one of them out of reach.
+        ConfigError: When a name is of no configuration, or of several methods, or a value does not
+            fit; or a method has an option that training has, which would leave one out of reach.
     """
-    known: dict[str, type[Any]] = {}
-    for kind in kinds:
+    kinds = [*common, *methods.values()]
+    owners: dict[str, list[int]] = {}
+    for number, kind in enumerate(kinds):
         for field in fields(kind):
-            if field.name in known:
-                raise ConfigError(
-                    f"option {field.name!r} is of {known[field.name].__name__} and of the Config "
-                    f"of {method}",
-                    hint="rename it in the method",
-                )
-            known[field.name] = kind
-    unknown = [key for key in settings if key.split(".")[0] not in known]
-    if unknown:
-        raise ConfigError(
-            f"training with {method} has no option {unknown[0]!r}{did_you_mean(unknown[0], known)}",
-            hint=f"its options are {', '.join(sorted(known))}",
-        )
-    return tuple(
-        parse_settings(
-            kind, {key: text for key, text in settings.items() if known[key.split(".")[0]] is kind}
-        )
-        for kind in kinds
-    )
+            owners.setdefault(field.name, []).append(number)
+    called = [*(kind.__name__ for kind in common), *methods]
+    for option, having in owners.items():
+        if len(having) > 1 and having[0] < len(common):
+            raise ConfigError(
+                f"option {option!r} is of {called[having[0]]} and of the Config of "
+                f"{called[having[1]]}",
+                hint="rename it in the method",
+            )
+    given: list[dict[str, str]] = [{} for _ in kinds]
+    for key, text in settings.items():
+        first, _, rest = key.partition(".")
+        if rest and first in methods:
+            given[len(common) + list(methods).index(first)][rest] = text
+            continue
+        having = owners.get(first, [])
+        if not having:
+            raise ConfigError(
+                f"training with {','.join(methods)} has no option {key!r}"
+                f"{did_you_mean(first, owners)}",
+                hint=f"its options are {', '.join(sorted(owners))}",
+            )
+        if len(having) > 1:
+            raise ConfigError(
+                f"option {first!r} is of {' and '.join(called[n] for n in having)}, expected one",
+                hint=f"write {called[having[0]]}.{key}={text}",
+            )
+        given[having[0]][key] = text
+    return tuple(parse_settings(kind, some) for kind, some in zip(kinds, given, strict=True))
 
 
 def _card(method: str, data: DataSet, facts: Mapping[str, Any]) -> str:

@@ -31,6 +31,7 @@ class TrainConfig:
         accumulate: Parts that a step's batch is split into, to save memory. Contrastive losses see
             one part at a time, so this is not the same as one large batch.
         captions: Captions drawn a picture a step.
+        frames: Frames taken of a video, spread evenly over it.
         max_tokens: Longest caption while training; the model's own limit when 0.
         learning_rate: Peak rate of newly made weights.
         stem_rate: Factor on the rate for the convolutional stem; 0 leaves it as loaded.
@@ -62,6 +63,7 @@ class TrainConfig:
     batch_size: Count = 64
     accumulate: Count = 1
     captions: Count = 1
+    frames: Count = 4
     max_tokens: Size = 0
     learning_rate: Annotated[float, Range(0, low_included=False)] = 5e-4
     stem_rate: Factor = 1.0

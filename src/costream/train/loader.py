@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,10 +21,12 @@ from PIL import Image, ImageEnhance
 
 from costream.data import DataSet
 from costream.data.decode import open_image
+from costream.data.picture import PictureSource
+from costream.data.video import Sampling, sample_frames
 from costream.encoders.dual import DualEncoder
 from costream.encoders.preprocess import tokenize
 from costream.errors import ConfigError, DataError
-from costream.records import Batch
+from costream.records import Batch, Sample
 from costream.train.config import TrainConfig
 
 _PREFETCH = 3
@@ -113,6 +117,22 @@ def augment(
     return np.asarray(cut, dtype=np.uint8).transpose(2, 0, 1)
 
 
+Views = dict[str, NDArray[Any]]
+"""What one draw shows, by slot."""
+
+_NAMES = {"image": "picture", "text": "caption"}
+
+
+def is_text(slot: str) -> bool:
+    """Whether a slot holds texts: `text`, `text.fr` and the like."""
+    return slot == "text" or slot.startswith("text.")
+
+
+def _has(sample: Sample, slot: str) -> bool:
+    value = sample.slots.get(slot)
+    return value is not None and (not is_text(slot) or bool(value))
+
+
 class Loader:
     """Makes the batches of one process, a few steps ahead, in threads.
 
@@ -120,14 +140,16 @@ class Loader:
     it. More than one in a hundred of the data set (rounded up) stops the run.
 
     Args:
-        data: Samples with an `image` and at least one caption in `text`.
+        data: Samples with all slots of `reads`, and at least one caption in those of text.
         model: For its preprocessing.
         config: Sizes and augmentation.
+        reads: Slots that batches have: `image`; `video`, frames or the path of a clip; `text` and
+            its kin; any other is taken as an array of numbers as it is.
         rank: Number of this process.
         processes: Number of processes; `batch_size` is split evenly over them.
 
     Raises:
-        DataError: When there are no samples, or one has no caption.
+        DataError: When there are no samples, or one lacks a slot.
         ConfigError: When the batch does not split evenly.
     """
 
@@ -137,6 +159,7 @@ class Loader:
         model: DualEncoder,
         config: TrainConfig,
         *,
+        reads: Sequence[str] = ("image", "text"),
         rank: int = 0,
         processes: int = 1,
     ) -> None:
@@ -152,11 +175,15 @@ class Loader:
                 f"{data.name} has no samples, expected at least one", hint="name other data"
             )
         for sample in data.samples:
-            if "image" not in sample.slots or not sample.slots.get("text"):
+            lacking = [slot for slot in reads if not _has(sample, slot)]
+            if lacking:
                 raise DataError(
-                    f"sample {sample.id!r} of {data.name} has no picture or no caption",
-                    hint="train on a manifest with captions",
+                    f"sample {sample.id!r} of {data.name} has no "
+                    f"{' and no '.join(_NAMES.get(slot, slot) for slot in lacking)}",
+                    hint="train on a manifest with "
+                    + " and ".join(_NAMES.get(s, s) for s in reads),
                 )
+        self.reads = tuple(reads)
         self.data, self.model, self.config = data, model, config
         self.side = config.image_px or model.config.image_preprocess.size_px
         self.text = model.config.text_preprocess
@@ -176,28 +203,38 @@ class Loader:
         self._told += len(sentences)
         return sentences
 
-    def _picture(self, number: int) -> Image.Image:
-        sample = self.data.samples[number]
-        cached = self._cache.get(sample.id)
+    def _picture(self, name: str, source: PictureSource) -> Image.Image:
+        cached = self._cache.get(name)
         if cached is not None:
             return cached
         least = max(self.config.cache_px, self.side)
-        image = open_image(sample.slots["image"], smallest_side=least)
+        image = open_image(source, smallest_side=least)
         if self.config.cache_images:
             scale = least / min(image.size)
             if scale < 1:
                 size = (round(image.width * scale), round(image.height * scale))
                 image = image.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
-            self._cache[sample.id] = image
+            self._cache[name] = image
         return image
 
-    def _pixels(self, draw: Draw) -> NDArray[np.uint8] | None:
-        """The pixels of a draw; None when its picture is broken."""
-        rng = np.random.default_rng(draw.seed)
+    def _views(self, draw: Draw) -> Views | None:
+        """What a draw shows, by slot; None when a picture of it is broken."""
+        sample = self.data.samples[draw.sample]
+        views: Views = {}
         try:
-            return augment(self._picture(draw.sample), self.side, self.config, rng)
+            for slot in self.reads:
+                if slot == "image":
+                    rng = np.random.default_rng(draw.seed)
+                    image = self._picture(sample.id, sample.slots[slot])
+                    views[slot] = augment(image, self.side, self.config, rng)
+                elif slot == "video":
+                    views[slot] = self._frames(sample, draw)
+                elif not is_text(slot):
+                    views[slot] = np.asarray(sample.slots[slot], dtype=np.float32)
         except DataError as error:
-            self._broken[self.data.samples[draw.sample].id] = str(error)
+            self._broken[sample.id] = str(error)
+        else:
+            return views
         most = -(-len(self.data) // _PICTURES_PER_BROKEN_ONE)
         if len(self._broken) > most:
             shown = "; ".join([*self._broken.values()][:5])
@@ -208,35 +245,60 @@ class Loader:
             )
         return None
 
-    def _captions(self, draw: Draw) -> list[str]:
+    def _frames(self, sample: Sample, draw: Draw) -> NDArray[np.uint8]:
+        """uint8 (F, 3, H, W): frames spread evenly over a video, all cropped alike."""
+        video = sample.slots["video"]
+        if isinstance(video, str | Path):
+            sampling = Sampling(max_frames=max(self.config.frames, 1))
+            pictures = [f.image for f in sample_frames(video, sampling=sampling)]
+        else:
+            pictures = [self._picture(f"{sample.id} {n}", each) for n, each in enumerate(video)]
+        places = np.linspace(0, len(pictures) - 1, self.config.frames).round().astype(int)
+        return np.stack(
+            [
+                augment(pictures[n], self.side, self.config, np.random.default_rng(draw.seed))
+                for n in places
+            ]
+        )
+
+    def _captions(self, draw: Draw, slot: str) -> list[str]:
         """K captions of a picture, all different while there are enough, then from the start."""
-        texts: Sequence[str] = self.data.samples[draw.sample].slots["text"]
+        texts: Sequence[str] = self.data.samples[draw.sample].slots[slot]
         order = np.random.default_rng((draw.seed, 1)).permutation(len(texts))
         return [texts[order[k % len(texts)]] for k in range(self.config.captions)]
 
-    def _assemble(self, draws: Sequence[Draw], pixels: Sequence[NDArray[np.uint8] | None]) -> Batch:
+    def _assemble(self, draws: Sequence[Draw], views: Sequence[Views | None]) -> Batch:
         samples = [self.data.samples[draw.sample] for draw in draws]
-        texts = [text for draw in draws for text in self._captions(draw)]
-        ids, mask = tokenize(self.model.tokenizer, texts, self.text)
-        shape = (len(draws), self.config.captions, -1)
-        blank = np.zeros((3, self.side, self.side), dtype=np.uint8)
+        slots: dict[str, torch.Tensor] = {}
+        for slot in self.reads:
+            if is_text(slot):
+                texts = [text for draw in draws for text in self._captions(draw, slot)]
+                ids, mask = tokenize(self.model.tokenizer, texts, self.text)
+                shape = (len(draws), self.config.captions, -1)
+                slots[f"{slot}.ids"] = torch.from_numpy(ids).view(shape)
+                slots[f"{slot}.mask"] = torch.from_numpy(mask).view(shape)
+            else:
+                blank = self._blank(slot, views)
+                given = [blank if each is None else each[slot] for each in views]
+                slots[slot] = torch.from_numpy(np.stack(given))
         weights = [
             0.0 if each is None else sample.weight
-            for sample, each in zip(samples, pixels, strict=True)
+            for sample, each in zip(samples, views, strict=True)
         ]
         return Batch(
             ids=tuple(sample.id for sample in samples),
             groups=torch.tensor([self.groups[sample.group] for sample in samples]),
-            slots={
-                "image": torch.from_numpy(
-                    np.stack([blank if each is None else each for each in pixels])
-                ),
-                "text.ids": torch.from_numpy(ids).view(shape),
-                "text.mask": torch.from_numpy(mask).view(shape),
-            },
+            slots=slots,
             weight=torch.tensor(weights, dtype=torch.float32),
             seeds=torch.tensor([draw.seed for draw in draws]),
         )
+
+    def _blank(self, slot: str, views: Sequence[Views | None]) -> NDArray[Any]:
+        for each in views:
+            if each is not None:
+                return np.zeros_like(each[slot])
+        front = (self.config.frames,) if slot == "video" else ()
+        return np.zeros((*front, 3, self.side, self.side), dtype=np.uint8)
 
     def _parts(self, step: int) -> list[list[Draw]]:
         """This process's draws of a step, split into accumulated parts."""
@@ -258,9 +320,9 @@ class Loader:
         last = self.config.steps
         with ThreadPoolExecutor(max_workers=self.config.threads) as pool:
 
-            def begin(step: int) -> list[tuple[list[Draw], list[Future[NDArray[np.uint8] | None]]]]:
+            def begin(step: int) -> list[tuple[list[Draw], list[Future[Views | None]]]]:
                 return [
-                    (draws, [pool.submit(self._pixels, draw) for draw in draws])
+                    (draws, [pool.submit(self._views, draw) for draw in draws])
                     for draws in self._parts(step)
                 ]
 

@@ -159,6 +159,7 @@ def run(
     out: Path,
     *,
     facts: Mapping[str, Any],
+    reads: Sequence[str] = ("image", "text"),
     resume: bool = False,
     progress: Callable[[int, int, Mapping[str, float]], None] | None = None,
     on_checkpoint: Callable[[int, DualEncoder], None] | None = None,
@@ -172,6 +173,7 @@ def run(
         config: How.
         out: Directory for checkpoints and logs.
         facts: What a resumed run must agree with.
+        reads: Slots of the samples that the objectives need.
         resume: Whether to go on from the newest intact checkpoint; from the start when there is
             none yet.
         progress: Called each step with steps done, steps in all, and the losses.
@@ -206,7 +208,7 @@ def run(
     running = Running(modules=modules, optimiser=optimiser)
     facts = {**facts, "config": _settings_with_effect(config)}
     log = TrainingLog(out, active=rank() == 0)
-    loader = Loader(data, model, config, rank=rank(), processes=world_size())
+    loader = Loader(data, model, config, reads=reads, rank=rank(), processes=world_size())
     dtype = _agreed_dtype(device, config)
     first = 0
     if resume:

@@ -1,0 +1,154 @@
+"""Models together with the methods that they were trained with, or that are put beside them.
+
+A method is named in words as on a command line: its name, then the settings that differ from its
+defaults, such as `long_clip keep=20`. A saved model keeps the words of its methods, and is put
+together by them when it is loaded.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from costream.card import Card, find_method
+from costream.config import parse_settings, settings_as_text
+from costream.errors import ConfigError
+from costream.parts import Base, Parts, System, Training, compose
+
+if TYPE_CHECKING:
+    from costream.encoders.dual import DualEncoder
+
+_STAYS = frozenset({"surgery", "scorer", "index", "generator", "rank"})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Method:
+    """A method and its settings.
+
+    Attributes:
+        card: What it is.
+        module: Its file.
+        config: An instance of the file's `Config`.
+    """
+
+    card: Card
+    module: ModuleType
+    config: Any
+
+    @property
+    def words(self) -> str:
+        """Name and settings as on a command line."""
+        settings = settings_as_text(self.config)
+        return " ".join([self.card.name, *(f"{key}={text}" for key, text in settings.items())])
+
+
+def find_module(name: str) -> tuple[Card, ModuleType]:
+    """The card and the file of a method.
+
+    Raises:
+        ConfigError: When there is no such method.
+    """
+    card = find_method(name)
+    return card, importlib.import_module(f"costream.methods.{card.name.replace('-', '_')}")
+
+
+def read_method(words: str) -> Method:
+    """A method from words.
+
+    Args:
+        words: Name, then `key=value` settings, with spaces between.
+
+    Returns:
+        The method with its settings.
+
+    Raises:
+        ConfigError: When there is no such method, or it has no such setting.
+
+    Example:
+        >>> read_method("cots mvm=0").words
+        'cots mvm=0.0'
+    """
+    name, *settings = words.split()
+    card, module = find_module(name)
+    pairs = dict(word.partition("=")[::2] for word in settings)
+    return Method(card=card, module=module, config=parse_settings(module.Config, pairs))
+
+
+def apply_methods(
+    model: DualEncoder,
+    methods: Sequence[Method],
+    *,
+    seed: int = 0,
+    training: Training | None = None,
+) -> System:
+    """Put methods on a model, one after the other; each sees what those before it changed.
+
+    Args:
+        model: Changed in place where a method has surgery.
+        methods: In order.
+        seed: Of everything random.
+        training: What is trained on; None when nothing is.
+
+    Returns:
+        The model and the parts of all methods.
+
+    Raises:
+        ConfigError: When two methods do not go together, or one does not fit the model.
+    """
+    parts: list[Parts] = []
+    for method in methods:
+        base = Base(model=model, seed=seed, training=training)
+        given: Parts = method.module.parts(method.config, base)
+        _check_slots(method.card, given)
+        parts.append(given)
+        for change in given.surgery:
+            model = change(model)
+        if _STAYS & set(method.card.slots):
+            model.config = replace(model.config, methods=(*model.config.methods, method.words))
+    return System(model=model, parts=compose(parts, [method.card.name for method in methods]))
+
+
+def load_system(
+    name_or_dir: str | Path, more: Sequence[str] = (), *, device: str | None = None
+) -> System:
+    """A saved model with its methods, and perhaps more of them that need no training.
+
+    Args:
+        name_or_dir: As of `costream.load`.
+        more: Words of further methods.
+        device: As of `costream.load`.
+
+    Returns:
+        The model and the parts of all.
+
+    Raises:
+        ConfigError: When there is no such method, or methods do not go together.
+        WeightsError: When there is no such model, or it is damaged.
+    """
+    from costream.encoders.storage import load
+
+    model = load(name_or_dir, device=device)
+    own = [read_method(words) for words in model.config.methods]
+    # Their surgery is done; asked again, they only say what else they bring.
+    parts = [method.module.parts(method.config, Base(model=model)) for method in own]
+    added = [read_method(words) for words in more]
+    system = apply_methods(model, added)
+    names = [method.card.name for method in own]
+    whole = compose([*parts, system.parts], [*names, "+".join(m.card.name for m in added)])
+    return System(model=system.model, parts=replace(whole, surgery=system.parts.surgery))
+
+
+def _check_slots(card: Card, given: Parts) -> None:
+    """Refuse parts that the card does not tell of: lists and documentation would be wrong."""
+    filled = {field.name for field in fields(Parts) if getattr(given, field.name)}
+    unknown = filled - {"reads"} - set(card.slots)
+    if unknown:
+        raise ConfigError(
+            f"method {card.name} fills {', '.join(sorted(unknown))}, its card says "
+            f"{', '.join(card.slots)}",
+            hint="correct the slots of its CARD",
+        )

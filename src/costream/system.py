@@ -14,13 +14,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from costream.card import Card, find_method
+from costream.card import Card, find_method, find_methods
 from costream.config import parse_settings, settings_as_text
 from costream.errors import ConfigError
 from costream.parts import Base, Parts, System, Training, compose
 
 if TYPE_CHECKING:
+    from costream.data import DataSet
     from costream.encoders.dual import DualEncoder
+    from costream.records import Report
 
 _STAYS = frozenset({"surgery", "scorer", "index", "generator", "rank"})
 
@@ -140,6 +142,32 @@ def load_system(
     names = [method.card.name for method in own]
     whole = compose([*parts, system.parts], [*names, "+".join(m.card.name for m in added)])
     return System(model=system.model, parts=replace(whole, surgery=system.parts.surgery))
+
+
+def run_protocol(words: str, system: System, data: DataSet) -> Report:
+    """Measure a system by the evaluation of a method.
+
+    Args:
+        words: Of the method.
+        system: What to measure.
+        data: What to measure on.
+
+    Returns:
+        The report of the method's evaluation.
+
+    Raises:
+        ConfigError: When there is no such method, or it brings no evaluation; says which do.
+    """
+    method = read_method(words)
+    evaluations = method.module.parts(method.config, Base(model=system.model)).evaluation
+    if not evaluations:
+        having = [card.name for card in find_methods().values() if "evaluation" in card.slots]
+        raise ConfigError(
+            f"method {method.card.name} brings no evaluation",
+            hint=f"those that do are {', '.join(having) or 'none'}",
+        )
+    report: Report = evaluations[0].run(system, data)
+    return report
 
 
 def _check_slots(card: Card, given: Parts) -> None:

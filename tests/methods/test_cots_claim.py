@@ -408,7 +408,7 @@ def test_verdicts_follow_from_the_numbers() -> None:
     )
     verdicts = {row.name: row.verdict for row in loss_table(results, {}).rows}
     assert verdicts["contrast + KL over contrast"] == "shown"
-    assert verdicts["contrast + masked over contrast"] == "against"
+    assert verdicts["contrast + masked over contrast"] == "contradicted"
     assert verdicts["all three over contrast"] == "not shown"
     purposes = purpose_table(results).rows
     assert [row.verdict for row in purposes][:3] == ["not shown", "not shown", "shown"]
@@ -418,11 +418,11 @@ def test_the_filter_must_gain_where_captions_are_mismatched_and_cost_little_wher
     None
 ):
     name = "filter k=1 over no filter"
-    for gains, cost in (([-0.5, -0.4, -0.6], "shown"), ([-1.5, -1.4, -1.6], "against")):
+    for gains, cost in (([-0.5, -0.4, -0.6], "shown"), ([-1.5, -1.4, -1.6], "contradicted")):
         table = filter_table(made_results({"k=1": gains}), SMALL)
         rows = {row.name: row.verdict for row in table.rows}
         assert rows[f"{name}, 0 % mismatched, costs at most 1"] == cost
-        assert rows[f"{name}, 40 % mismatched"] == "against"
+        assert rows[f"{name}, 40 % mismatched"] == "contradicted"
 
 
 def test_tables_survive_being_stored() -> None:

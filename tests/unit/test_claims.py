@@ -70,7 +70,7 @@ def test_a_method_that_changes_nothing_is_rarely_shown() -> None:
         for _ in range(400)
     ]
     assert verdicts.count("shown") < 25
-    assert verdicts.count("against") < 25
+    assert verdicts.count("contradicted") < 25
 
 
 @given(st.floats(-5, 5), st.floats(0, 5), st.floats(-5, 5))
@@ -84,7 +84,7 @@ def test_verdict_follows_from_the_interval(low: float, width: float, threshold: 
 def test_where_less_is_better_the_sign_turns() -> None:
     slow, fast = [9.0, 10.0, 11.0], [1.0, 1.5, 1.0]
     assert compare_seeds("time", fast, slow, more_is_better=False).verdict == "shown"
-    assert compare_seeds("time", slow, fast, more_is_better=False).verdict == "against"
+    assert compare_seeds("time", slow, fast, more_is_better=False).verdict == "contradicted"
 
 
 def test_a_negative_threshold_shows_that_a_cost_is_bounded() -> None:

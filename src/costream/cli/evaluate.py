@@ -25,6 +25,18 @@ def run(
     split: Annotated[
         str | None, typer.Option("--split", help="Which part, where the data has several.")
     ] = None,
+    rank: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--rank", metavar="METHOD", help="A rank step: 'NAME KEY=VALUE ...'; repeatable."
+        ),
+    ] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            "--protocol", metavar="METHOD", help="Another evaluation: 'NAME KEY=VALUE ...'."
+        ),
+    ] = None,
     allow_broken: AllowBroken = 0,
     save: Annotated[
         Path | None, typer.Option("--save", metavar="FILE", help="Write the report as JSON.")
@@ -38,10 +50,11 @@ def run(
 
     dataset = read_data(data, split=split, allow_missing=allow_broken)
 
-    from costream.encoders.storage import load
     from costream.evaluate import evaluate, report_table, report_to_json
+    from costream.evaluate.systems import evaluate_system
+    from costream.system import load_system, run_protocol
 
-    loaded = load(model)
+    system = load_system(model, rank or ())
     total = dataset.num_images + dataset.num_captions
     done = 0
     with progress_bar("Evaluating") as advance:
@@ -51,7 +64,12 @@ def run(
             done += more
             advance(done, total)
 
-        report = evaluate(loaded, dataset, allow_broken=allow_broken, progress=count)
+        if protocol is not None:
+            report = run_protocol(protocol, system, dataset)
+        elif system.parts.scorer is not None or system.parts.rank:
+            report = evaluate_system(system, dataset, progress=count)
+        else:
+            report = evaluate(system.model, dataset, allow_broken=allow_broken, progress=count)
     values = report_to_json(report)
     if as_json:
         say_json(values)

@@ -8,6 +8,7 @@ import sys
 from types import ModuleType
 
 from costream.evaluate.claims import (
+    ClaimOptions,
     ClaimRow,
     ClaimTable,
     bootstrap_interval,
@@ -26,6 +27,7 @@ from costream.evaluate.truth import Truth, truth_from_groups, truth_from_qrels
 from costream.evaluate.vectors import Names, chance_of_vectors, evaluate_vectors
 
 __all__ = [
+    "ClaimOptions",
     "ClaimRow",
     "ClaimTable",
     "DotScores",

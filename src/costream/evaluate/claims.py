@@ -4,15 +4,16 @@ The unit of evidence is a *pair*: method and baseline trained with the same seed
 number of steps. The verdict is computed, never written by hand:
 
 - `shown`: the whole interval lies above the threshold;
-- `against`: the whole interval lies below it;
+- `contradicted`: the whole interval lies below it;
 - `not shown`: the interval contains it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from costream.errors import ConfigError, DataError, NumericalError
 
-Verdict = Literal["shown", "not shown", "against"]
+Verdict = Literal["shown", "not shown", "contradicted"]
 IntervalKind = Literal["t", "bootstrap"]
 Form = Literal["text", "markdown"]
 
@@ -60,6 +61,44 @@ class ClaimRow:
     threshold: float
     verdict: Verdict
     note: str = ""
+
+
+def _quiet(_: str) -> None:
+    pass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClaimOptions:
+    """How the experiment behind a claim is run.
+
+    Attributes:
+        seeds: How many runs a comparison has; at least 2.
+        fast: Whether to run at a size that only shows that the experiment works: its verdicts are
+            worth nothing.
+        data_root: Folder with real data sets, each a folder named after it; procedural data when
+            None.
+        out: Folder for results, plots and finished runs, from which a stopped experiment goes on;
+            nothing is written when None.
+        say: Told about progress.
+    """
+
+    seeds: int = 3
+    fast: bool = False
+    data_root: Path | None = None
+    out: Path | None = None
+    say: Callable[[str], None] = _quiet
+
+    def folder(self, name: str) -> Path | None:
+        """The folder of a real data set, when there is one below `data_root`.
+
+        Args:
+            name: Of the data set, such as `flickr8k`.
+        """
+        if self.data_root is None:
+            return None
+        # The folder of the data set itself will do, too.
+        candidates = (self.data_root / name, self.data_root)
+        return next((each for each in candidates if (each / "train.jsonl").is_file()), None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -154,15 +193,15 @@ def judge(low: float, high: float, threshold: float = 0.0) -> Verdict:
         threshold: What the gain has to exceed.
 
     Returns:
-        `shown`, `not shown` or `against`.
+        `shown`, `not shown` or `contradicted`.
 
     Example:
         >>> judge(0.5, 2.0), judge(-1.0, 2.0), judge(-2.0, -1.0)
-        ('shown', 'not shown', 'against')
+        ('shown', 'not shown', 'contradicted')
     """
     if low > threshold:
         return "shown"
-    return "against" if high < threshold else "not shown"
+    return "contradicted" if high < threshold else "not shown"
 
 
 def t_interval(

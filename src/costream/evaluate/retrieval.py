@@ -95,7 +95,7 @@ def evaluate(
     check_tie_rule(tie_rule)
     definitions = define(ks, tie_rule)
     _check_counts(batch_size=batch_size, allow_broken=allow_broken)
-    dataset = _read(data)
+    dataset = read_if_path(data)
     pictures = _Pictures(model, batch_size, allow_broken, progress)
     images = pictures.encode(_captioned(dataset))
     samples = pictures.samples
@@ -114,8 +114,8 @@ def evaluate(
     return Report(
         metrics=metrics,
         definitions=definitions,
-        data=_describe_data(replace(dataset, samples=tuple(samples), _hash=[]), pictures.broken),
-        model=_describe_model(model),
+        data=describe_data(replace(dataset, samples=tuple(samples), _hash=[]), pictures.broken),
+        model=describe_model(model),
         tie_rule=tie_rule,
     )
 
@@ -213,7 +213,8 @@ def _encode_texts(
     return np.asarray(vectors)[[place[text] for text in texts]]
 
 
-def _read(data: DataSet | str | Path) -> DataSet:
+def read_if_path(data: DataSet | str | Path) -> DataSet:
+    """The data set, read where it is a path."""
     if isinstance(data, DataSet):
         return data
     # The readers load more than a data set in memory needs.
@@ -242,7 +243,8 @@ def _captioned(dataset: DataSet) -> Sequence[Sample]:
     return dataset.samples
 
 
-def _describe_data(measured: DataSet, broken: Sequence[Failure]) -> dict[str, Any]:
+def describe_data(measured: DataSet, broken: Sequence[Failure]) -> dict[str, Any]:
+    """What was measured on, for a report."""
     described: dict[str, Any] = {
         "hash": measured.hash,
         "images": measured.num_images,
@@ -256,7 +258,8 @@ def _describe_data(measured: DataSet, broken: Sequence[Failure]) -> dict[str, An
     return described
 
 
-def _describe_model(model: RetrievalModel) -> dict[str, Any]:
+def describe_model(model: RetrievalModel) -> dict[str, Any]:
+    """What was measured, for a report."""
     space = model.space
     return {
         "name": model.name,

@@ -18,7 +18,7 @@ from costream.evaluate.metrics import (
     hit_at_k,
     median_rank,
 )
-from costream.evaluate.ranks import Ranks, TieRule, rank_of_truth, ranks_by_chance
+from costream.evaluate.ranks import Ranks, Scores, TieRule, rank_of_truth, ranks_by_chance
 from costream.evaluate.scores import DotScores, as_vectors
 from costream.evaluate.truth import Truth, truth_from_groups
 
@@ -80,23 +80,62 @@ def evaluate_vectors(
         {'hit@1': 100.0, 'median_rank': 1.0}
     """
     images, texts = as_vectors(image_vectors, "image"), as_vectors(text_vectors, "text")
-    owner = check_owners(image_of_text, num_images=len(images), num_texts=len(texts))
-    to_text, to_image = retrieval_truth(owner, len(images), image_groups)
+    return evaluate_scores(
+        DotScores(images, texts),
+        DotScores(texts, images),
+        image_of_text,
+        ks=ks,
+        tie_rule=tie_rule,
+        image_groups=image_groups,
+        names=names,
+    )
+
+
+def evaluate_scores(
+    of_images: Scores,
+    of_texts: Scores,
+    image_of_text: ArrayLike,
+    *,
+    ks: Sequence[int] = (1, 5, 10),
+    tie_rule: TieRule = "expected",
+    image_groups: ArrayLike | None = None,
+    names: Names | None = None,
+) -> dict[str, dict[str, float]]:
+    """Measure how well pictures find their texts and texts their pictures, by any scores.
+
+    Args:
+        of_images: Pictures as queries (N), texts as items (M).
+        of_texts: Texts as queries (M), pictures as items (N).
+        image_of_text: As of `evaluate_vectors`.
+        ks: As of `evaluate_vectors`.
+        tie_rule: As of `evaluate_vectors`.
+        image_groups: As of `evaluate_vectors`.
+        names: As of `evaluate_vectors`.
+
+    Returns:
+        As of `evaluate_vectors`.
+
+    Raises:
+        ConfigError: As of `evaluate_vectors`.
+        DataError: As of `evaluate_vectors`.
+        NumericalError: When a score is not finite.
+
+    Example:
+        >>> from costream.evaluate import GivenScores
+        >>> scores = GivenScores([[1.0, 0.0], [0.0, 1.0]])
+        >>> evaluate_scores(scores, scores, [0, 1], ks=(1,))["text_to_image"]
+        {'hit@1': 100.0, 'median_rank': 1.0}
+    """
+    num_images, num_texts = of_images.num_queries, of_texts.num_queries
+    owner = check_owners(image_of_text, num_images=num_images, num_texts=num_texts)
+    to_text, to_image = retrieval_truth(owner, num_images, image_groups)
     image_ids = names.images if names else None
     text_ids = names.texts if names else None
     forward = rank_of_truth(
-        DotScores(images, texts),
-        to_text,
-        tie_rule=tie_rule,
-        query_ids=image_ids,
-        item_ids=text_ids,
+        of_images, to_text, tie_rule=tie_rule, query_ids=image_ids, item_ids=text_ids
     )
     backward = rank_of_truth(
-        DotScores(texts, images),
-        to_image,
-        tie_rule=tie_rule,
-        query_ids=text_ids,
-        item_ids=image_ids,
+        of_texts, to_image, tie_rule=tie_rule, query_ids=text_ids, item_ids=image_ids
     )
     return {IMAGE_TO_TEXT: measure(forward, ks), TEXT_TO_IMAGE: measure(backward, ks)}
 

@@ -35,9 +35,8 @@ Claim: each interaction adds to contrast alone, and the filter helps when captio
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import numpy as np
@@ -68,7 +67,7 @@ from costream.records import Batch, Features
 
 if TYPE_CHECKING:
     from costream.encoders.visual_tokenizer import AnyTokenizer, VisualTokenizer
-    from costream.evaluate import ClaimTable
+    from costream.evaluate import ClaimOptions, ClaimTable
 
 CARD = {
     "name": "cots",
@@ -671,17 +670,20 @@ def _small_pictures(training: Training, seed: int, most: int = 2000, side_px: in
     return torch.from_numpy(np.stack(pixels))
 
 
-def claim(data: str | None, out: Path | None, say: Callable[[str], None]) -> list[ClaimTable]:
+def claim(options: ClaimOptions) -> list[ClaimTable]:
     """The paper's claim as an experiment: what each interaction and the filter add, and the speed.
 
     Args:
-        data: Folder with `train.jsonl` and `dev.jsonl`; procedural scenes when None.
-        out: Folder for numbers, plots and finished runs, from which a stopped experiment goes on.
-        say: Told about progress.
+        options: With `flickr8k` below its data root, photographs; else procedural scenes.
 
     Returns:
         Tables with a verdict for every comparison.
     """
-    from costream.methods._cots.claim import reproduce
+    from costream.methods._cots.claim import reproduce, scale_of
 
-    return reproduce(data, out, say)
+    if options.data_root is None:
+        data = None
+    else:
+        # An absent folder is named in the error of the reader.
+        data = options.folder("flickr8k") or options.data_root / "flickr8k"
+    return reproduce(data, options.out, options.say, scale=scale_of(options, data))

@@ -13,7 +13,7 @@ from costream.encoders.dual import DualConfig, DualEncoder
 from costream.encoders.presets import TINY
 from costream.encoders.starting_weights import pretrained_mini
 from costream.errors import ConfigError, DataError
-from costream.evaluate import ClaimTable
+from costream.evaluate import ClaimOptions, ClaimTable
 from costream.evaluate.run_log import RunLog
 from costream.methods import cots
 from costream.methods._cots.all_runs import Experiment, all_results
@@ -73,7 +73,7 @@ _MAX_TOKENS = 24
 
 
 def reproduce(
-    data: str | None, out: Path | None, say: Say, *, scale: Scale | None = None
+    data: Path | None, out: Path | None, say: Say, *, scale: Scale | None = None
 ) -> list[ClaimTable]:
     """Run the experiment, or finish it where it stopped.
 
@@ -97,7 +97,7 @@ def reproduce(
         world = scenes(scale, say)
     else:
         scale = PHOTOGRAPHS if scale is None else scale
-        world = photographs(Path(data), scale, say)
+        world = photographs(data, scale, say)
     log = RunLog(None if out is None else out / "cots_runs.jsonl")
     if len(log):
         say(f"found {len(log)} runs that were made before")
@@ -113,6 +113,28 @@ def reproduce(
     if out is not None:
         write_report(out, tables, results, speed, scale, say)
     return tables
+
+
+def scale_of(options: ClaimOptions, data: Path | None) -> Scale:
+    """The sizes of the experiment; much smaller ones where it is only to be tried."""
+    scale = SCENES if data is None else PHOTOGRAPHS
+    scale = replace(scale, seeds=tuple(range(options.seeds)))
+    if not options.fast:
+        return scale
+    return replace(
+        scale,
+        loop=replace(scale.loop, steps=6, batch_size=16, warmup_steps=2),
+        method=replace(
+            scale.method, queue_size=32, filter_window=40, filter_warm_up=20, visual_codes=8
+        ),
+        shares=(0.0, 0.4),
+        most_train=48,
+        most_dev=16,
+        cross_steps=2,
+        cross_pictures=8,
+        counts=(4, 8),
+        longest_s=1.0,
+    )
 
 
 def run_settings(world: World, scale: Scale) -> dict[str, str]:

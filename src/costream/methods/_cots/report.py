@@ -100,7 +100,7 @@ def markdown(
     parts = [
         "# COTS: what its claim shows here",
         "Written by `costream reproduce cots`. Gains are paired differences over seeds with their "
-        "95 % interval; `shown`, `not shown` and `against` follow from the interval.",
+        "95 % interval; `shown`, `not shown` and `contradicted` follow from the interval.",
         "![hit@1 of all runs](cots_ablation.png)",
         _markdown_table(loss_rows(results)),
         _markdown_table(filter_rows(results, scale)),

@@ -1,0 +1,249 @@
+"""Results of claims on disk, and one page that shows them all."""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from costream.card import Card
+from costream.errors import DataError
+from costream.evaluate.claims import (
+    ClaimOptions,
+    ClaimRow,
+    ClaimTable,
+    Verdict,
+    claim_from_json,
+    claim_to_json,
+)
+
+ORDER: tuple[Verdict, ...] = ("shown", "not shown", "contradicted")
+_COLOURS = {"shown": "#0a7d3c", "not shown": "#8a6d00", "contradicted": "#b3261e"}
+_WIDTH, _ROW = 260, 18
+_SHIPPED = Path(__file__).parents[1] / "assets" / "claims"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClaimResult:
+    """What the experiment of a method gave.
+
+    Attributes:
+        method: Its name.
+        tables: What was claimed, and the verdicts.
+        seconds: How long it took.
+        machine: Where it ran, as text by topic.
+        fast: Whether it ran at a size that proves nothing.
+    """
+
+    method: str
+    tables: tuple[ClaimTable, ...]
+    seconds: float
+    machine: Mapping[str, Any]
+    fast: bool
+
+    def counts(self) -> dict[Verdict, int]:
+        """How many comparisons have each verdict."""
+        verdicts = [row.verdict for table in self.tables for row in table.rows]
+        return {verdict: verdicts.count(verdict) for verdict in ORDER}
+
+    def in_words(self) -> str:
+        """The verdicts of all comparisons in a few words."""
+        if self.fast:
+            return "tried only"
+        counts = self.counts()
+        return ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+
+
+def machine() -> dict[str, Any]:
+    """What a result was made on."""
+    return {
+        "system": platform.system(),
+        "processor": platform.machine(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+    }
+
+
+def write_result(
+    folder: Path, method: str, tables: Sequence[ClaimTable], options: ClaimOptions, seconds: float
+) -> Path:
+    """Write `METHOD.json`; what an experiment put there beside the claims stays.
+
+    Args:
+        folder: Made when absent.
+        method: Name.
+        tables: What was claimed and shown.
+        options: How it was run.
+        seconds: How long it took.
+
+    Returns:
+        The file.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{method}.json"
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    stored = kept | {
+        "method": method,
+        "machine": machine(),
+        "seeds": options.seeds,
+        "fast": options.fast,
+        "seconds": round(seconds, 1),
+        "claims": [claim_to_json(table) for table in tables],
+    }
+    with tempfile.NamedTemporaryFile("w", dir=folder, encoding="utf-8", delete=False) as file:
+        file.write(json.dumps(stored, indent=1, allow_nan=False) + "\n")
+    Path(file.name).chmod(0o644)
+    Path(file.name).replace(path)
+    return path
+
+
+def read_results(folder: Path) -> dict[str, ClaimResult]:
+    """All results of a folder by method; verdicts are computed again.
+
+    Raises:
+        DataError: When a file is no result, or says what its numbers do not.
+    """
+    found = {}
+    for path in sorted(folder.glob("*.json")):
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise DataError(f"{path} is not JSON: {error}", hint="remove it") from error
+        if not isinstance(values, dict) or "claims" not in values:
+            continue
+        result = ClaimResult(
+            method=values["method"],
+            tables=tuple(claim_from_json(each) for each in values["claims"]),
+            seconds=values.get("seconds", 0.0),
+            machine=values.get("machine", {}),
+            fast=values.get("fast", False),
+        )
+        found[result.method] = result
+    return found
+
+
+def shipped_results() -> dict[str, ClaimResult]:
+    """The results that come with costream, by method.
+
+    Example:
+        >>> "cots" in shipped_results()
+        True
+    """
+    return read_results(_SHIPPED)
+
+
+def report_page(results: Mapping[str, ClaimResult], cards: Mapping[str, Card]) -> str:
+    """One HTML page: every claim with effect, interval, verdict, time and hardware.
+
+    Args:
+        results: As of `read_results`.
+        cards: All methods; those without a result are listed as not run.
+
+    Returns:
+        A page that needs nothing but itself.
+    """
+    parts = [_HEAD, "<h1>Claims, reproduced</h1>", _summary(results, cards)]
+    for name, card in cards.items():
+        if name in results:
+            parts.append(_section(results[name], card))
+    made = time.strftime("%Y-%m-%d", time.gmtime())
+    parts.append(f"<footer>Made by <code>costream reproduce --report</code>, {made}.</footer>")
+    return "\n".join(parts) + "\n</main></body></html>\n"
+
+
+def _summary(results: Mapping[str, ClaimResult], cards: Mapping[str, Card]) -> str:
+    rows = []
+    for name, card in cards.items():
+        result = results.get(name)
+        verdict = "not run" if result is None else result.in_words()
+        took = "" if result is None else f"{result.seconds / 60:.1f} min"
+        link = html.escape(name) if result is None else f'<a href="#{name}">{html.escape(name)}</a>'
+        cells = (link, str(card.year), html.escape(card.title), html.escape(verdict), took)
+        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    head = "<tr><th>method</th><th>year</th><th>title</th><th>verdicts</th><th>time</th></tr>"
+    return f"<table>{head}{''.join(rows)}</table>"
+
+
+def _section(result: ClaimResult, card: Card) -> str:
+    where = ", ".join(f"{key} {value}" for key, value in result.machine.items())
+    warning = "<p><strong>Run at a size that proves nothing.</strong></p>" if result.fast else ""
+    parts = [
+        f'<section id="{html.escape(card.name)}"><h2>{html.escape(card.name)}</h2>',
+        f"<p>{html.escape(card.summary)}</p>{warning}",
+        *(_table(table) for table in result.tables),
+        f"<p class=small>{result.seconds / 60:.1f} minutes on {html.escape(where)}</p></section>",
+    ]
+    return "\n".join(parts)
+
+
+def _table(table: ClaimTable) -> str:
+    rows = []
+    for row in table.rows:
+        cells = (
+            html.escape(row.name),
+            _mean(row.method, row.unit),
+            _mean(row.baseline, row.unit),
+            f"{row.gain:+.2f} [{row.low:+.2f}, {row.high:+.2f}]",
+            _interval_picture(row),
+            f'<b style="color:{_COLOURS[row.verdict]}">{row.verdict}</b>'
+            + (f"<br><small>{html.escape(row.note)}</small>" if row.note else ""),
+        )
+        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    head = "".join(
+        f"<th>{name}</th>"
+        for name in ("comparison", "method", "baseline", "gain [interval]", "", "verdict")
+    )
+    facts = "".join(
+        f"<li>{html.escape(key)}: {html.escape(value)}</li>"
+        for key, value in table.settings.items()
+    )
+    return (
+        f"<h3>{html.escape(table.title)}</h3><table><tr>{head}</tr>{''.join(rows)}</table>"
+        f"<ul class=small>{facts}</ul>"
+    )
+
+
+def _mean(values: Sequence[float], unit: str) -> str:
+    return html.escape(f"{sum(values) / len(values):.2f} {unit} ({len(values)} runs)")
+
+
+def _interval_picture(row: ClaimRow) -> str:
+    """The interval as a bar, zero and the threshold as lines."""
+    marks = [row.low, row.high, 0.0, row.threshold]
+    low, high = min(marks), max(marks)
+    span = (high - low) or 1.0
+
+    def x(value: float) -> float:
+        return 8 + (value - low) / span * (_WIDTH - 16)
+
+    middle, colour = _ROW / 2, _COLOURS[row.verdict]
+    return (
+        f'<svg width="{_WIDTH}" height="{_ROW}" role="img" '
+        f'aria-label="from {row.low:.3g} to {row.high:.3g}">'
+        f'<line x1="{x(0):.1f}" x2="{x(0):.1f}" y1="0" y2="{_ROW}" stroke="#999"/>'
+        f'<line x1="{x(row.threshold):.1f}" x2="{x(row.threshold):.1f}" y1="0" y2="{_ROW}" '
+        'stroke="#999" stroke-dasharray="2 2"/>'
+        f'<line x1="{x(row.low):.1f}" x2="{x(row.high):.1f}" y1="{middle}" y2="{middle}" '
+        f'stroke="{colour}" stroke-width="4"/>'
+        f'<circle cx="{x(row.gain):.1f}" cy="{middle}" r="4" fill="{colour}"/></svg>'
+    )
+
+
+_HEAD = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>Claims, reproduced</title>
+<meta name="viewport" content="width=device-width">
+<style>
+:root { color-scheme: light dark; font: 15px/1.5 system-ui, sans-serif; }
+body { margin: 0; } main { max-width: 72rem; margin: 0 auto; padding: 1.5rem; }
+table { border-collapse: collapse; width: 100%; margin: .5rem 0; display: block; overflow-x: auto; }
+th, td { text-align: left; padding: .3rem .7rem .3rem 0; border-bottom: 1px solid #8884;
+  vertical-align: top; }
+.small, footer { font-size: .85rem; opacity: .8; } section { margin-top: 2.5rem; }
+</style></head><body><main>"""

@@ -25,6 +25,7 @@ VERBS = (
     "index",
     "search",
     "serve",
+    "mcp",
     "train",
     "evaluate",
     "reproduce",

@@ -25,9 +25,6 @@ from costream.methods._cots.claim import (
     photographs,
     reproduce,
     scenes,
-    short_config,
-    short_model,
-    word_tokenizer,
 )
 from costream.methods._cots.one_run import (
     FilterWatch,
@@ -46,6 +43,7 @@ from costream.objectives import Losses
 from costream.records import Batch, Features
 from costream.train.loader import draws_of_step
 from costream.train.short import CachedPairs, cache_pairs, encode_cached, train_short
+from costream.train.worlds import short_config, short_model, word_tokenizer
 
 SMALL = replace(
     SCENES,

@@ -6,13 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from costream.data import DataSet, make_scenes, read_data
-from costream.encoders.dual import DualConfig, DualEncoder
-from costream.encoders.presets import TINY
-from costream.encoders.starting_weights import pretrained_mini
-from costream.errors import ConfigError, DataError
 from costream.evaluate import ClaimOptions, ClaimTable
 from costream.evaluate.run_log import RunLog
 from costream.methods import cots
@@ -21,6 +15,7 @@ from costream.methods._cots.report import write_report
 from costream.methods._cots.speed import measure_speed, speed_table
 from costream.methods._cots.tables import filter_table, loss_table, purpose_table
 from costream.methods._cots.world import Say, Scale, World, make_world
+from costream.train import worlds
 from costream.train.config import TrainConfig
 
 PHOTOGRAPHS = Scale(
@@ -64,12 +59,6 @@ SCENES = Scale(
     longest_s=20.0,
 )
 """Procedural scenes, small towers from random weights: nothing needed, and always the same."""
-
-_PHOTO_PX = 128
-_VISUAL_TOKEN_PX = 8
-_FROZEN_TEXT_LAYERS = 4
-_VISION_LAYERS = 1
-_MAX_TOKENS = 24
 
 
 def reproduce(
@@ -156,89 +145,14 @@ def photographs(source: Path, scale: Scale, say: Say) -> World:
         WeightsError: When the starting weights are not installed.
     """
     folder = source if source.is_dir() else source.parent
-    for name in ("train.jsonl", "dev.jsonl"):
-        if not (folder / name).is_file():
-            raise DataError(
-                f"there is no {folder / name}, expected train.jsonl and dev.jsonl in one folder",
-                hint="name a folder that has both, or leave --data out for procedural scenes",
-            )
-    base = pretrained_mini()
-    train, dev = (read_data(folder / name) for name in ("train.jsonl", "dev.jsonl"))
-    start = (
-        f"ImageNet's EfficientNet-Lite2, frozen, at {_PHOTO_PX} pixels; MiniLM-L6, its first "
-        f"{_FROZEN_TEXT_LAYERS} layers frozen; {_VISION_LAYERS} new layer and projections"
+    shared = worlds.photographs(
+        folder, most_train=scale.most_train, most_dev=scale.most_dev, say=say
     )
-    return make_world(
-        lambda seed: short_model(base, seed),
-        train,
-        dev,
-        scale,
-        kept_px=_PHOTO_PX // 32 * _VISUAL_TOKEN_PX,
-        facts={"start": start},
-        say=say,
-    )
-
-
-def short_config(base: DualConfig) -> DualConfig:
-    """A lighter form of a model: whole stem frozen, few layers, small pictures, short texts."""
-    vision = base.vision
-    if vision.conv is None:
-        raise ConfigError(f"model {base.name} has no convolutional stem", hint="start from one")
-    return replace(
-        base,
-        name=f"{base.name}-short",
-        vision=replace(
-            vision,
-            image_px=_PHOTO_PX,
-            conv=replace(vision.conv, num_frozen_stages=7),
-            transformer=replace(vision.transformer, depth=_VISION_LAYERS, drop_path=0.0),
-        ),
-        image_preprocess=replace(base.image_preprocess, size_px=_PHOTO_PX),
-        text_preprocess=replace(base.text_preprocess, max_tokens=_MAX_TOKENS),
-    )
-
-
-def short_model(base: DualEncoder, seed: int) -> DualEncoder:
-    """A lighter model with the stem and the text tower of `base`; the rest from the seed."""
-    torch.manual_seed(seed)
-    model = DualEncoder(short_config(base.config), base.tokenizer)
-    for short, whole in ((model.vision.stem, base.vision.stem), (model.text, base.text)):
-        if short is not None and whole is not None:
-            known = whole.state_dict()
-            short.load_state_dict({name: known[name] for name in short.state_dict()})
-    frozen = [f"transformer.layers.{number}." for number in range(_FROZEN_TEXT_LAYERS)]
-    for name, weight in model.text.named_parameters():
-        if name.startswith(("token_embedding", "position_embedding", "embedding_norm", *frozen)):
-            weight.requires_grad_(False)
-    return model
+    return make_world(shared, scale)
 
 
 def scenes(scale: Scale, say: Say) -> World:
     """Procedural scenes, each caption naming both objects and their places."""
-    train = make_scenes(scale.most_train, seed=0, detail="full")
-    dev = make_scenes(scale.most_dev, seed=0, skip=scale.most_train, detail="full")
-    tokenizer = word_tokenizer(train)
-    config = replace(
-        TINY, text=replace(TINY.text, vocab_size=tokenizer.get_vocab_size()), name="scenes"
+    return make_world(
+        worlds.scenes(num_train=scale.most_train, num_dev=scale.most_dev, say=say), scale
     )
-
-    def make(seed: int) -> DualEncoder:
-        torch.manual_seed(seed)
-        return DualEncoder(config, tokenizer)
-
-    facts = {"start": "random weights"}
-    return make_world(make, train, dev, scale, kept_px=0, facts=facts, say=say)
-
-
-def word_tokenizer(data: DataSet) -> Tokenizer:
-    """A tokenizer whose tokens are the words of the captions, with BERT's special tokens."""
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    split = pre_tokenizers.BertPreTokenizer()
-    captions = (text.lower() for sample in data.samples for text in sample.slots["text"])
-    words = sorted({word for text in captions for word, _ in split.pre_tokenize_str(text)})
-    vocabulary = {word: number for number, word in enumerate([*special, *words])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))  # noqa: S106
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = split
-    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    return tokenizer

@@ -15,13 +15,13 @@ from torch import nn
 
 from costream.encoders.device import autocast
 from costream.encoders.dual import DualEncoder
-from costream.evaluate import evaluate_vectors
 from costream.methods import cots
 from costream.methods._cots.world import Scale, World
 from costream.objectives.align import kl_rows
 from costream.records import Features
 from costream.train.loader import Draw
 from costream.train.short import CachedPairs, encode_cached, first_captions, train_short
+from costream.train.worlds import retrieval_hits
 
 _PROBED = 500
 
@@ -187,19 +187,8 @@ def make_run(world: World, scale: Scale, run: Run) -> tuple[dict[str, float], Du
 def retrieval(model: DualEncoder, dev: CachedPairs, temperature: float) -> dict[str, float]:
     """hit@k by direction, the mean of both hit@1, and how much the two tasks disagree."""
     images, texts = encode_cached(model, dev)
-    measured = evaluate_vectors(images.numpy(), texts.numpy(), dev.image_of_text)
-    values = {
-        f"{direction} {metric}": value
-        for direction, metrics in measured.items()
-        for metric, value in metrics.items()
-    }
-    both = [values["image_to_text hit@1"], values["text_to_image hit@1"]]
     scores = images @ texts[list(dev.first_text[:-1])].T / temperature
-    return {
-        **values,
-        "hit@1": statistics.fmean(both),
-        "kl": float(kl_rows(scores, scores.T).mean()),
-    }
+    return {**retrieval_hits(model, dev), "kl": float(kl_rows(scores, scores.T).mean())}
 
 
 @torch.no_grad()

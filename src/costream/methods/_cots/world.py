@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from costream.data.dataset import DataSet
-from costream.encoders.device import keep_freed_memory
 from costream.encoders.dual import DualEncoder
 from costream.encoders.visual_tokenizer import KMeansTokenizer
 from costream.methods import cots
+from costream.train import worlds
 from costream.train.config import TrainConfig
 from costream.train.short import CachedPairs, cache_pairs
 
 Say = Callable[[str], None]
+
+_TIMED = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,62 +69,19 @@ class World:
     facts: Mapping[str, str]
 
 
-def make_world(
-    make: Callable[[int], DualEncoder],
-    train: DataSet,
-    dev: DataSet,
-    scale: Scale,
-    *,
-    kept_px: int,
-    facts: Mapping[str, str],
-    say: Say,
-) -> World:
-    """Decode both data sets once and fit the visual tokenizer.
-
-    Args:
-        make: A model before training, by seed.
-        train: Training pictures; the first `most_train` are used.
-        dev: What is measured on; the first `most_dev`.
-        scale: Sizes.
-        kept_px: Side of the pixels that visual codes are made of, where the model has a stem.
-        facts: What to say about where data and weights come from.
-        say: Told about progress.
-    """
-    keep_freed_memory()
-    model = make(0)
-    parts = {
-        name: DataSet(name=data.name, samples=data.samples[:most])
-        for name, data, most in (("train", train, scale.most_train), ("dev", dev, scale.most_dev))
-    }
-    total = sum(map(len, parts.values()))
-    say(f"reading {total:,} pictures and running the frozen layers once")
-    begin, done = time.monotonic(), [0]
-
-    def progress(count: int) -> None:
-        before, done[0] = done[0], done[0] + count
-        if done[0] * 4 // total > before * 4 // total:
-            say(f"  {done[0]:,} of {total:,}, {time.monotonic() - begin:.0f} s")
-
-    pairs = {
-        name: cache_pairs(model, data, kept_px=kept_px, progress=progress)
-        for name, data in parts.items()
-    }
-    few = DataSet(name=dev.name, samples=parts["dev"].samples[:64])
-    pool = cache_pairs(model, few).pixels
-    side = pairs["train"].pixels.shape[-1] // model.vision.grid
+def make_world(shared: worlds.World, scale: Scale) -> World:
+    """Fit the visual tokenizer, and keep some pictures for timing."""
+    model = shared.make(0)
+    few = worlds.first_samples(shared.dev_data, _TIMED)
+    side = shared.train.pixels.shape[-1] // model.vision.grid
     codes = KMeansTokenizer.fit(
-        pairs["train"].pixels, vocab_size=scale.method.visual_codes, side_px=side
+        shared.train.pixels, vocab_size=scale.method.visual_codes, side_px=side
     )
-    counts = {
-        f"{name} data": f"{data.name}, {data.num_images:,} pictures, "
-        f"{data.num_captions:,} captions, hash {data.hash[:16]}"
-        for name, data in parts.items()
-    }
     return World(
-        make=make,
-        train=pairs["train"],
-        dev=pairs["dev"],
-        pool=pool,
+        make=shared.make,
+        train=shared.train,
+        dev=shared.dev,
+        pool=cache_pairs(model, few).pixels,
         codes=codes,
-        facts={**facts, **counts},
+        facts=shared.facts,
     )

@@ -181,8 +181,9 @@ function tell(words, hint = "") {
 async function showDetail() {
   if (!state.open) {
     if (detail.isOpen) {
+      const { active } = grid; // closing gives the focus back to where it was on opening
       detail.close();
-      grid.focus(grid.active);
+      grid.focus(active);
     }
     return;
   }

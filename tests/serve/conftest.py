@@ -11,8 +11,9 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
-from serving import serving
+from serving import GALLERY, PICTURES, serving
 
+import costream
 from costream.encoders.dual import DualEncoder
 from costream.encoders.storage import load
 from costream.index import Index, update_index
@@ -66,3 +67,21 @@ def client(shared_index_dir: Path, tiny_model_dir: Path) -> Iterator[httpx.Clien
 def items(client: httpx.Client) -> dict[str, dict[str, Any]]:
     """What the service says about its items, by name."""
     return {item["name"]: item for item in client.get("items").json()["items"]}
+
+
+@pytest.fixture(scope="session")
+def gallery_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An index of some pictures of the gallery, by the shipped model."""
+    directory = tmp_path_factory.mktemp("gallery") / "index"
+    files = [GALLERY / f"{name}.jpg" for name in PICTURES]
+    with Index.open(directory, create=True) as index:
+        update_index(index, costream.load("cots-mini"), files)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def service(gallery_dir: Path) -> Iterator[httpx.Client]:
+    """A client of a service of the gallery."""
+    with serving(gallery_dir, Path("cots-mini")) as client:
+        client.get("ready")
+        yield client

@@ -13,37 +13,46 @@ from pathlib import Path
 import httpx
 from PIL import Image
 
-from costream.index import Index
+import costream
+from costream.index.protocol import SearchIndex
 from costream.serve.models import ModelParts, load_parts
 from costream.serve.server import Server
 from costream.serve.service import Service
 from costream.serve.settings import ServeSettings
 
+GALLERY = Path(costream.__file__).parent / "assets" / "gallery"
+PICTURES = (
+    "black_dog_in_woods german_shepherd husky cat_face kitten red_rose orange_flower yellow_flower "
+    "red_car blue_car race_car pizza_slice castle_in_park sunset_lake red_sunset boats_at_sunset "
+    "brown_horse horses zebra tiger elephant drawing_dog drawing_cat electric_guitar"
+).split()
 KEY = "a-key-that-is-long-enough"
 
 
 @contextlib.contextmanager
 def serving(
-    directory: Path,
+    place: Path | str,
     model: Path | list[Path],
     settings: ServeSettings | None = None,
     *,
     change: Callable[[ModelParts], ModelParts] = lambda parts: parts,
+    cache: Path | None = None,
 ) -> Iterator[httpx.Client]:
     """A client of a service that runs while the block does.
 
     Args:
-        directory: Of the index.
+        place: Of the index.
         model: Its model; the first of a list, which may change.
         settings: Port 0 unless given.
         change: Made to the model, to inject faults.
+        cache: Folder for thumbnails.
     """
 
-    def load(_: Index) -> ModelParts:
+    def load(_: SearchIndex) -> ModelParts:
         return change(load_parts(str(model[0] if isinstance(model, list) else model)))
 
     started = threading.Event()
-    service = Service(directory, settings or ServeSettings(port=0), load)
+    service = Service(place, settings or ServeSettings(port=0), load, cache=cache)
     server = Server(service, started=lambda _: started.set())
     thread = threading.Thread(target=server.answer)
     thread.start()

@@ -30,11 +30,14 @@ Program = Any  # of tests/conftest.py, which cannot be imported
 
 
 @contextlib.contextmanager
-def program(index: Path, model: Path, *words: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def program(
+    index: Path | str, model: Path | None, *words: str
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """`costream serve` as a process, and its URL."""
     command = [sys.executable, "-m", "costream", "serve", "--index", str(index)]
+    named = [] if model is None else ["--model", str(model)]
     process = subprocess.Popen(
-        [*command, "--model", str(model), "--port", "0", *words],
+        [*command, *named, "--port", "0", *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -32,6 +32,7 @@ OPERATIONS = [
     "POST /search",
     "GET /search",
     "POST /similar",
+    "POST /explain",
     "GET /items",
     "GET /items/{id}",
     "GET /items/{id}/thumbnail",

@@ -16,34 +16,7 @@ import httpx
 import pytest
 from browsing import Watched, browser, watched
 from playwright.sync_api import Browser, expect
-from serving import serving
-
-import costream
-from costream.index import Index, update_index
-
-GALLERY = Path(costream.__file__).parent / "assets" / "gallery"
-PICTURES = (
-    "black_dog_in_woods german_shepherd husky cat_face kitten red_rose orange_flower yellow_flower "
-    "red_car blue_car race_car pizza_slice castle_in_park sunset_lake red_sunset boats_at_sunset "
-    "brown_horse horses zebra tiger elephant drawing_dog drawing_cat electric_guitar"
-).split()
-
-
-@pytest.fixture(scope="module")
-def gallery_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An index of some pictures of the gallery."""
-    directory = tmp_path_factory.mktemp("page") / "index"
-    files = [GALLERY / f"{name}.jpg" for name in PICTURES]
-    with Index.open(directory, create=True) as index:
-        update_index(index, costream.load("cots-mini"), files)
-    return directory
-
-
-@pytest.fixture(scope="module")
-def service(gallery_dir: Path) -> Iterator[httpx.Client]:
-    with serving(gallery_dir, Path("cots-mini")) as client:
-        client.get("ready")
-        yield client
+from serving import GALLERY
 
 
 @pytest.fixture(scope="module")

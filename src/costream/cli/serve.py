@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from costream.cli._model_of_index import recall_model
-from costream.cli.options import DEFAULT_INDEX, DEFAULT_MODEL, IndexDir
+from costream.cli.options import DEFAULT_INDEX, DEFAULT_MODEL, IndexPlace
 from costream.cli.output import note, say, shown_path
 from costream.errors import ConfigError
 
 if TYPE_CHECKING:
-    from costream.index import Index
+    from costream.index import SearchIndex
     from costream.serve.models import ModelParts
 
 
 def run(
-    index: IndexDir = DEFAULT_INDEX,
+    index: IndexPlace = str(DEFAULT_INDEX),
     host: Annotated[
         str, typer.Option("--host", help="Where to listen; other machines need API keys.")
     ] = "127.0.0.1",
@@ -49,6 +49,12 @@ def run(
             "--model", metavar="NAME_OR_DIR", help="Default: the one that the index was made with."
         ),
     ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            "--cache", metavar="DIR", help="Where thumbnails are kept. Default: in the index."
+        ),
+    ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log every request.")] = False,
 ) -> int:
     """Serve an index."""
@@ -71,17 +77,18 @@ def run(
         limits=Limits(rate_per_s=rate),
     )
 
-    def load(opened: Index) -> ModelParts:
+    def load(opened: SearchIndex) -> ModelParts:
         from costream.serve.models import load_parts
 
-        name = model or recall_model(opened.directory, opened.space) or DEFAULT_MODEL
+        name = model or recall_model(index, opened.space) or DEFAULT_MODEL
         return load_parts(name)
 
-    service = Service(index, settings, load)
+    service = Service(index, settings, load, cache=cache)
 
     def started(url: str) -> None:
         say(url)
-        note(f"{len(service.collection.index)} items of {shown_path(str(index))}; Ctrl-C ends")
+        opened = service.collection.index
+        note(f"{len(opened)} items of {shown_path(opened.location)}; Ctrl-C ends")
 
     server = Server(service, started=started)
     _log_to_stderr(verbose)

@@ -143,6 +143,32 @@ class Decoders:
         most_bytes = 3 * MAX_ASPECT * limits.max_pixels
         yield from self._ask(request, b"", "a video", most_bytes, _frame)
 
+    def frame_at(self, path: str, t: float, *, smallest_side: int | None = None) -> Image.Image:
+        """Decode the picture that a clip shows at a moment as `frame_at` does.
+
+        Args:
+            path: The file; it is opened in the other process.
+            t: Seconds from the begin.
+            smallest_side: As for `frame_at`.
+
+        Returns:
+            Upright RGB.
+
+        Raises:
+            DataError: What `frame_at` raises; or the decoder crashed, or it was ended because it
+                took longer than a minute.
+            CostreamError: No process can be started, or `close` was called.
+        """
+        request = {
+            "what": "moment",
+            "name": path,
+            "t": t,
+            "smallest_side": smallest_side,
+            "limit_s": _LIMIT_S,
+        }
+        most_bytes = 3 * MAX_ASPECT * DEFAULT_SAMPLING.limits.max_pixels
+        return self._ask_once(request, b"", "a video", most_bytes, _picture)
+
     def windows(
         self,
         path: str,

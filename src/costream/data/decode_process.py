@@ -17,7 +17,7 @@ from costream.config import from_dict
 from costream.data.audio import SoundLimits, sound_windows
 from costream.data.container import date_made
 from costream.data.decode import open_image
-from costream.data.video import Sampling, sample_frames
+from costream.data.video import Sampling, frame_at, sample_frames
 from costream.errors import DataError
 
 READY = b"ready\n"
@@ -118,6 +118,9 @@ def _answers(request: Mapping[str, Any], body: bytes) -> Iterator[tuple[dict[str
         yield _size(picture), picture.tobytes()
     elif request["what"] == "date":
         yield {"date": date_made(name)}, b""
+    elif request["what"] == "moment":
+        picture = frame_at(name, request["t"], smallest_side=request["smallest_side"])
+        yield _size(picture), picture.tobytes()
     elif request["what"] == "clip":
         sampling = from_dict(Sampling, request["sampling"])
         for frame in sample_frames(name, sampling=sampling, smallest_side=request["smallest_side"]):

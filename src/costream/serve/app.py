@@ -121,7 +121,12 @@ def problem_of(error: Exception) -> Problem:
     if isinstance(error, EncodeError):
         return Problem(503, str(error), hint="the service's log has the details")
     if isinstance(error, CostreamError):
-        return Problem(503, "the index cannot be read", hint="the service's log has the details")
+        return Problem(
+            503,
+            "the index cannot be read",
+            hint="the service's log has the details",
+            headers={"Retry-After": "5"},
+        )
     return Problem(500, "a defect of this service", hint="its log has the details")
 
 

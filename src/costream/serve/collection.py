@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 import secrets
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from costream.errors import DataError
-from costream.index import Filter, Index, Item
-from costream.index.database import FILE_NAME
+from costream.index import Filter, Item
+from costream.index.protocol import SearchIndex
 from costream.serve.ids import PublicIds
+from costream.serve.place import Place
 from costream.serve.problems import Problem
 from costream.serve.settings import ServeSettings
 from costream.serve.thumbnails import ThumbnailStore
@@ -32,7 +32,7 @@ _LISTING_S = 3.0
 class _Listing:
     """Every id, in two orders."""
 
-    state: tuple[Any, ...]
+    token: str
     made: float
     by_name: Sequence[str]
     by_date: Sequence[str]
@@ -42,47 +42,36 @@ class Collection:
     """Items, their public ids and their thumbnails.
 
     Args:
-        directory: Of the index.
+        place: Where the index is.
         settings: Of the service.
-
-    Raises:
-        DataError: There is no index, or it is damaged.
+        cache: Folder for thumbnails and for the secret of public ids; None for the place's own.
     """
 
-    def __init__(self, directory: Path, settings: ServeSettings) -> None:
-        self.directory = directory.absolute()
+    def __init__(self, place: Place, settings: ServeSettings, *, cache: Path | None = None) -> None:
+        self._place = place
         self.shows_paths = settings.shows_paths
-        self.ids = PublicIds(None if settings.shows_paths else _secret_of(self.directory))
+        folder = (cache or place.cache).absolute()
+        self.ids = PublicIds(None if settings.shows_paths else _secret_of(folder))
         self.thumbnails = ThumbnailStore(
-            self.directory / _THUMBNAILS,
+            folder / _THUMBNAILS,
             max_pixels=settings.limits.pixels * 2,
             max_bytes=settings.limits.picture_file_bytes,
         )
-        self._lock = threading.Lock()
         self._listing: _Listing | None = None
-        self._inode = self._inode_now()
-        self._index = Index.open(self.directory)
 
     @property
-    def index(self) -> Index:
-        """The index; opened again when it was replaced as a whole (a backup restored, say)."""
-        with self._lock:
-            inode = self._inode_now()
-            if inode != self._inode:
-                fresh = Index.open(self.directory)
-                # The old one is left to those who are using it; its files go with the last of them.
-                self._index, self._inode, self._listing = fresh, inode, None
-            return self._index
+    def index(self) -> SearchIndex:
+        """The index as it is now."""
+        return self._place.index
+
+    def token(self) -> str:
+        """Names the present state of the index: another one after every change."""
+        return self.index.token()
 
     def close(self) -> None:
-        """Give the files back."""
-        with self._lock:
-            self._index.close()
-
-    def state(self) -> tuple[Any, ...]:
-        """Something that differs after every change of the index."""
-        files = [self.directory / FILE_NAME, self.directory / f"{FILE_NAME}-wal"]
-        return tuple(_stamp(path) for path in files)
+        """Give the index and the decoders back."""
+        self.thumbnails.close()
+        self._place.close()
 
     def item(self, token: str) -> Item:
         """An item by its public id.
@@ -107,6 +96,25 @@ class Collection:
             404, "there is no item with this id", hint="ids come with the answers of this service"
         )
 
+    def moment(self, item: Item, at: float | None) -> float | None:
+        """The middle of the indexed moment of a clip that a time is in.
+
+        Args:
+            item: Of the index.
+            at: Seconds; None for the first moment.
+
+        Returns:
+            Seconds; None for what is no clip.
+        """
+        if item.modality != "video":
+            return None
+        middles = [
+            (span.t_start + span.t_end) / 2
+            for span in self.index.moments([item.id])[0]
+            if span.t_start is not None and span.t_end is not None
+        ]
+        return min(middles, key=lambda middle: abs(middle - (at or 0.0)), default=0.0)
+
     def page(
         self, where: Filter | None, *, sort: Sort, descending: bool, offset: int, limit: int
     ) -> tuple[list[Item], int]:
@@ -125,7 +133,7 @@ class Collection:
         listing = self._fresh_listing()
         ids = listing.by_name if sort == "name" else listing.by_date
         if where is not None:
-            there = {item.id for item in self.index.items() if where.matches(item)}
+            there = self.index.matches(where)
             ids = [item_id for item_id in ids if item_id in there]
         if descending:
             stop = len(ids) - offset
@@ -147,20 +155,23 @@ class Collection:
         try:
             found = index.get(ids)
         except DataError:
-            there = set(index.ids())
+            there = index.matches(Filter(ids=frozenset(ids)))
             found = index.get([item_id for item_id in ids if item_id in there])
         return {item.id: item for item in found}
 
     def _fresh_listing(self) -> _Listing:
-        state, listing = self.state(), self._listing
-        now = time.monotonic()
-        if listing is not None and (listing.state == state or now - listing.made < _LISTING_S):
+        listing, now = self._listing, time.monotonic()
+        if listing is not None and now - listing.made < _LISTING_S:
             return listing
-        items = self.index.items()
+        index = self.index
+        token = index.token()
+        if listing is not None and listing.token == token:
+            return listing
+        items = index.items()
         by_name = sorted(items, key=lambda item: (name_of(item).casefold(), item.id))
         by_date = sorted(items, key=lambda item: (item.when or 0.0, item.id))
         listing = _Listing(
-            state=state,
+            token=token,
             made=time.monotonic(),
             by_name=[item.id for item in by_name],
             by_date=[item.id for item in by_date],
@@ -176,30 +187,15 @@ class Collection:
         """
         return self.thumbnails.remove_others({item.content_hash for item in self.index.items()})
 
-    def _inode_now(self) -> tuple[int, int] | None:
-        try:
-            status = (self.directory / FILE_NAME).stat()
-        except OSError:
-            return None
-        return status.st_dev, status.st_ino
-
 
 def name_of(item: Item) -> str:
     """What people call an item: the name of its file, else its id."""
     return os.path.basename(item.path) if item.path else item.id  # noqa: PTH119  may be any bytes
 
 
-def _stamp(path: Path) -> tuple[int, int, int] | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size, status.st_ino
-
-
-def _secret_of(directory: Path) -> bytes:
+def _secret_of(folder: Path) -> bytes:
     """The secret that seals ids; the same after a restart, so that links keep their meaning."""
-    path = directory / _SECRET
+    path = folder / _SECRET
     try:
         found = path.read_bytes()
         if len(found) == 32:
@@ -208,9 +204,10 @@ def _secret_of(directory: Path) -> bytes:
         pass
     made = secrets.token_bytes(32)
     try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
         with os.fdopen(descriptor, "wb") as stream:
             stream.write(made)
     except OSError:
-        return made  # a read-only index: links last until the service ends
+        return made  # a folder of somebody else: links last until the service ends
     return made

@@ -12,17 +12,21 @@ import threading
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from costream.data.picture import PictureSource
-from costream.errors import SpaceMismatch
+from costream.errors import NotFittedError, SpaceMismatch
 from costream.records import Space
 from costream.serve.batching import Batcher, Vector
 from costream.serve.settings import Limits
+
+if TYPE_CHECKING:
+    from costream.encoders.dual import DualEncoder
+    from costream.search import Explanation
 
 T = TypeVar("T")
 
@@ -66,11 +70,13 @@ class ModelParts:
         pictures: Makes the other tower; called once, in the thread of pictures, because it may
             take seconds.
         count_tokens: How many tokens texts have.
+        whole: Makes the model that tells which parts of a picture match; None where there is none.
     """
 
     words: WordsModel
     pictures: Callable[[], PicturesModel]
     count_tokens: Callable[[Sequence[str]], int]
+    whole: Callable[[], DualEncoder] | None = None
 
 
 def load_parts(name: str) -> ModelParts:
@@ -92,6 +98,11 @@ def load_parts(name: str) -> ModelParts:
     tokenizer = load_tokenizer(locate_model(name) / "tokenizer.json")
 
     def pictures() -> PicturesModel:
+        from costream.encoders.light.vision import load_image_encoder
+
+        return load_image_encoder(name)
+
+    def whole() -> DualEncoder:
         from costream.encoders.storage import load
 
         return load(name)
@@ -99,7 +110,9 @@ def load_parts(name: str) -> ModelParts:
     def count_tokens(texts: Sequence[str]) -> int:
         return sum(len(found.ids) for found in tokenizer.encode_batch(list(texts)))
 
-    return ModelParts(words=load_text_encoder(name), pictures=pictures, count_tokens=count_tokens)
+    return ModelParts(
+        words=load_text_encoder(name), pictures=pictures, count_tokens=count_tokens, whole=whole
+    )
 
 
 class Ticket:
@@ -144,6 +157,7 @@ class ServedModel:
         self._limits = limits
         self._parts = parts
         self._pictures: PicturesModel | None = None
+        self._whole: DualEncoder | None = None
         self._loop = asyncio.get_running_loop()
         self._cache: OrderedDict[str, Vector] = OrderedDict()
         self._cache_lock = threading.Lock()
@@ -202,6 +216,32 @@ class ServedModel:
     def encode_images(self, images: Sequence[PictureSource]) -> NDArray[np.float32]:
         """Pictures to vectors (N, D)."""
         return self._from_thread(lambda: self.images(images))
+
+    @property
+    def explains(self) -> bool:
+        """Whether `explain` can be called."""
+        return self._parts.whole is not None
+
+    def explain(self, picture: Image.Image, question: NDArray[np.float32]) -> Explanation:
+        """Which parts of a picture match; from one thread at a time.
+
+        Args:
+            picture: Upright RGB.
+            question: float32 (D,).
+
+        Returns:
+            A score for each cell of the tower's grid.
+
+        Raises:
+            WeightsError: The whole model cannot be loaded.
+        """
+        from costream.search import explain
+
+        if self._parts.whole is None:
+            raise NotFittedError("the model cannot tell which parts of a picture match")
+        if self._whole is None:
+            self._whole = self._parts.whole()
+        return explain(self._whole, picture, question)
 
     def _from_thread(self, call: Callable[[], Awaitable[T]]) -> T:
         ticket = TICKET.get(None)

@@ -245,11 +245,21 @@ class ItemsAnswer(_Answer):
 
 
 class ExplainAnswer(_Answer):
-    """How much each part of a picture speaks for the match."""
+    """Why an item matches."""
 
-    grid: list[list[float]]
-    region: list[float]
-    score: float
+    id: str
+    score: float | None = Field(description="Cosine of the question and the item.")
+    reasons: dict[str, float] = Field(description="Score by stage.")
+    span: list[float | None] | None = Field(
+        description="Start and end of the best moment, seconds."
+    )
+    grid: list[list[float]] | None = Field(
+        description="By how much the score falls without each part of the picture; null where "
+        "that cannot be told."
+    )
+    region: list[float] | None = Field(
+        description="Left, top, right, bottom of what the grid covers, as shares of the picture."
+    )
 
 
 class EmbedAnswer(_Answer):

@@ -5,23 +5,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
+import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from anyio import CapacityLimiter, to_thread
 
 from costream.errors import CostreamError
-from costream.index import Index
-from costream.serve.answering import Answer, Query, answer
+from costream.index.protocol import SearchIndex
+from costream.index.records import Item
+from costream.search import Answer, Query, Searcher, Term
+from costream.serve.batching import Batcher
 from costream.serve.collection import Collection
+from costream.serve.explaining import PICTURED, Explained, ask_about, with_patches
 from costream.serve.fetch import Fetcher
 from costream.serve.keys import Sessions
 from costream.serve.metrics import Metrics
 from costream.serve.models import TICKET, ModelParts, ServedModel, Ticket
-from costream.serve.problems import Problem
+from costream.serve.place import Place
+from costream.serve.problems import Problem, too_busy
 from costream.serve.settings import ServeSettings
 
 T = TypeVar("T")
@@ -29,20 +35,27 @@ T = TypeVar("T")
 _log = logging.getLogger("costream.serve")
 
 _WATCH_S = 2.0
+# Looking for thumbnails of what was removed reads every item.
+_SWEEP_S = 10.0
 _READY_S = 1.0
 _READY_TIMEOUT_S = 10.0
 # Threads that search wait for the model most of the time; those that decode pictures compute.
 _SEARCH_THREADS = 64
 _PICTURE_THREADS = 4
+# Searches that hang (in a database that does not answer) keep their threads after their requests
+# have been answered.
+_MOST_HANGING = 128
 
 
 class Service:
     """A running service.
 
     Args:
-        directory: Of the index.
+        place: Folder of the index, or the address of its database.
         settings: How it is reached.
         load: Makes the model for an index; called again when the index has another space.
+        cache: Folder for thumbnails; None for the index's own, or for one below the user's caches
+            when the index is in a database.
 
     Raises:
         DataError: There is no index, or it is damaged.
@@ -50,10 +63,15 @@ class Service:
     """
 
     def __init__(
-        self, directory: Path, settings: ServeSettings, load: Callable[[Index], ModelParts]
+        self,
+        place: str | os.PathLike[str],
+        settings: ServeSettings,
+        load: Callable[[SearchIndex], ModelParts],
+        *,
+        cache: Path | None = None,
     ) -> None:
         self.settings = settings
-        self.collection = Collection(directory, settings)
+        self.collection = Collection(Place(place), settings, cache=cache)
         self.metrics = Metrics()
         self.sessions = Sessions()
         self.fetcher = Fetcher(max_bytes=settings.limits.body_bytes)
@@ -65,12 +83,15 @@ class Service:
         self._ready_lock = asyncio.Lock()
         self._search_threads: CapacityLimiter | None = None
         self._picture_threads: CapacityLimiter | None = None
+        self._explain_thread: CapacityLimiter | None = None
+        self._searching = _Count()
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Work while the block runs."""
         self._search_threads = CapacityLimiter(_SEARCH_THREADS)
         self._picture_threads = CapacityLimiter(_PICTURE_THREADS)
+        self._explain_thread = CapacityLimiter(1)
         self._model = ServedModel(self._parts, self.settings.limits)
         beside = [
             asyncio.create_task(self._watch(), name="costream-watch"),
@@ -106,21 +127,49 @@ class Service:
         Returns:
             What was found.
         """
-        model, index = self.model, self.collection.index
-        ticket = Ticket()
-        TICKET.set(ticket)
-        try:
-            async with asyncio.timeout(self.settings.limits.answer_s):
-                found = await to_thread.run_sync(
-                    lambda: answer(index, model, query),
-                    limiter=self._search_threads,
-                    abandon_on_cancel=True,
-                )
-        finally:
-            ticket.cancel()
+        model = self.model
+        found = await self._searched(lambda: Searcher(self.collection.index, model).answer(query))
         for stage, seconds in found.seconds.items():
             self.metrics.stage_seconds.labels(stage).observe(seconds)
         return found
+
+    async def explain(self, item: Item, terms: Sequence[Term]) -> Explained:
+        """Find out why an item matches; a cancelled caller's work is taken back from the model.
+
+        Args:
+            item: Of the index.
+            terms: The question.
+
+        Returns:
+            Its scores, and where in its picture they come from.
+        """
+        model, collection = self.model, self.collection
+        asked = await self._searched(lambda: ask_about(collection.index, model, item, terms))
+        if not model.explains or item.modality not in PICTURED:
+            return asked
+        async with asyncio.timeout(self.settings.limits.answer_s):
+            return await to_thread.run_sync(
+                lambda: with_patches(asked, collection, model, item), limiter=self._explain_thread
+            )
+
+    async def _searched(self, call: Callable[[], T]) -> T:
+        """Something that asks the index and the model, in a thread that may wait for both."""
+        if self._searching.now >= _MOST_HANGING:
+            raise too_busy("searches hang, as the index does not answer", retry_after_s=5)
+        ticket = Ticket()
+        TICKET.set(ticket)
+
+        def counted() -> T:
+            with self._searching:
+                return call()
+
+        try:
+            async with asyncio.timeout(self.settings.limits.answer_s):
+                return await to_thread.run_sync(
+                    counted, limiter=self._search_threads, abandon_on_cancel=True
+                )
+        finally:
+            ticket.cancel()
 
     async def with_files(self, call: Callable[[], T]) -> T:
         """Do something with files or pictures in a thread.
@@ -165,35 +214,41 @@ class Service:
 
     async def _watch(self) -> None:
         """Notice what other processes do to the index."""
-        state: object = None
+        seen, swept, swept_at = "", "", -_SWEEP_S
         while True:
-            now = self.collection.state()
-            if now != state:
-                state = now
-                await self._follow()
-            model = self._model
-            if model is not None:
-                for kind, queue in (
-                    ("words", model.words_queue),
-                    ("pictures", model.pictures_queue),
-                ):
-                    self.metrics.waiting.labels(kind).set(queue.waiting)
-                    while queue.batch_sizes:
-                        self.metrics.batch_size.labels(kind).observe(queue.batch_sizes.popleft())
+            try:
+                token = await self.with_files(self.collection.token)
+                if token != seen:
+                    await self._follow()
+                    seen = token
+                if token != swept and time.monotonic() - swept_at >= _SWEEP_S:
+                    await self.with_files(self.collection.sweep)
+                    swept, swept_at = token, time.monotonic()
+            except CostreamError as error:
+                _log.warning("the index cannot be followed: %s", error)
+            self._count_waiting()
             await asyncio.sleep(_WATCH_S)
 
-    async def _follow(self) -> None:
-        try:
-            index = self.collection.index
-            space = await self.with_files(lambda: index.space)
-            self.metrics.items.set(await self.with_files(lambda: len(index)))
-            await self.with_files(self.collection.sweep)
-            if self._model is not None and space not in (None, self._model.space):
-                await self._replace_model(index)
-        except CostreamError as error:
-            _log.warning("the index cannot be followed: %s", error)
+    def _count_waiting(self) -> None:
+        if self._model is None:
+            return
+        queues: dict[str, Batcher[Any]] = {
+            "words": self._model.words_queue,
+            "pictures": self._model.pictures_queue,
+        }
+        for kind, queue in queues.items():
+            self.metrics.waiting.labels(kind).set(queue.waiting)
+            while queue.batch_sizes:
+                self.metrics.batch_size.labels(kind).observe(queue.batch_sizes.popleft())
 
-    async def _replace_model(self, index: Index) -> None:
+    async def _follow(self) -> None:
+        index = self.collection.index
+        space = await self.with_files(lambda: index.space)
+        self.metrics.items.set(await self.with_files(lambda: len(index)))
+        if self._model is not None and space not in (None, self._model.space):
+            await self._replace_model(index)
+
+    async def _replace_model(self, index: SearchIndex) -> None:
         _log.info("the index has a new space; loading its model")
         old = self._model
         parts = await self.with_files(lambda: self._load(index))
@@ -205,7 +260,23 @@ class Service:
             await old.stop()
 
 
-def _search_once(index: Index, model: ServedModel) -> None:
+class _Count:
+    """How many threads are in it."""
+
+    def __init__(self) -> None:
+        self.now = 0
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self.now += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self.now -= 1
+
+
+def _search_once(index: SearchIndex, model: ServedModel) -> None:
     if len(index):
         probe = np.ones((1, model.space.dim), dtype=np.float32)
         index.search(probe, model.space, 1)

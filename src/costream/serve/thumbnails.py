@@ -1,7 +1,8 @@
 """Small pictures of indexed files: made once, when first looked at, and kept beside the index.
 
-A thumbnail's name is the hash of the file's content and one of three sizes; nothing that a client
-sends becomes part of it. Files are written whole or not at all.
+A thumbnail's name is the hash of the file's content, one of three sizes, and of clips the moment;
+nothing that a client sends becomes part of it. Clips are decoded in processes of their own. Files
+are written whole or not at all.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from PIL import Image
 
 from costream.data.decode import open_image
+from costream.data.decode_apart import Decoders
 from costream.errors import DataError
 from costream.index.records import Item
 from costream.serve import files
@@ -69,13 +71,20 @@ class ThumbnailStore:
         self._folder = folder
         self._max_pixels = max_pixels
         self._max_bytes = max_bytes
+        self._decoders = Decoders()
 
-    def get(self, item: Item, size: Size) -> Thumbnail:
+    def close(self) -> None:
+        """End the processes that decode clips."""
+        self._decoders.close()
+
+    def get(self, item: Item, size: Size, moment: float | None = None) -> Thumbnail:
         """The thumbnail of an item, made if need be.
 
         Args:
             item: Of the index.
             size: Longest side in pixels; smaller pictures stay as they are.
+            moment: Of a clip, in seconds; one of those that the index has, so that there are not
+                more thumbnails than moments.
 
         Returns:
             The thumbnail.
@@ -84,21 +93,70 @@ class ThumbnailStore:
             Problem: 404 when the file is gone, 415 when it is no picture any more, 413 when it is
                 too large.
         """
+        path = None
         if _HASH.match(item.content_hash):
-            found = self._read(self._path(item.content_hash, size))
+            path = self._path(item.content_hash, size, moment)
+            found = self._read(path)
             if found is not None:
                 return Thumbnail(jpeg=found, of_indexed=True, made=False)
+        picture, of_indexed = self._opened(item, moment, size)
+        jpeg = _encoded(picture, size)
+        # Only what belongs to the index is kept, so that the folder can be cleared by it.
+        if path is not None and of_indexed:
+            self._write(path, jpeg)
+        return Thumbnail(jpeg=jpeg, of_indexed=of_indexed, made=True)
+
+    def picture(self, item: Item, moment: float | None = None) -> Image.Image:
+        """What an item shows, large enough for a model.
+
+        Args:
+            item: Of the index.
+            moment: Of a clip, in seconds.
+
+        Returns:
+            Upright RGB.
+
+        Raises:
+            Problem: As of `get`; 409 when the file has changed since it was indexed.
+        """
+        picture, of_indexed = self._opened(item, moment, Size.SCREEN)
+        if not of_indexed:
+            raise Problem(
+                409,
+                "the item's file has changed since it was indexed",
+                hint="costream index brings the index up to date",
+            )
+        return picture
+
+    def _opened(
+        self, item: Item, moment: float | None, smallest_side: int
+    ) -> tuple[Image.Image, bool]:
+        """What an item shows, and whether that is what was indexed."""
         file = files.open_item(item)
         try:
+            if item.modality == "video":
+                same = (file.size_bytes, file.mtime_ns) == (item.size, item.mtime_ns)
+                return self._frame(file, item, moment or 0.0, smallest_side), same
             content = files.read_all(file, self._max_bytes)
         finally:
             os.close(file.descriptor)
-        jpeg = self._make(content, size)
-        digest = hashlib.sha256(content).hexdigest()
-        # Only what belongs to the index is kept, so that the folder can be cleared by it.
-        if digest == item.content_hash:
-            self._write(self._path(digest, size), jpeg)
-        return Thumbnail(jpeg=jpeg, of_indexed=digest == item.content_hash, made=True)
+        try:
+            picture = open_image(content, max_pixels=self._max_pixels, smallest_side=smallest_side)
+        except DataError as error:
+            # "picture of 123 bytes: is ..." without what it is called.
+            raise Problem(415, f"the file {error.message.partition(': ')[2]}") from error
+        return picture, hashlib.sha256(content).hexdigest() == item.content_hash
+
+    def _frame(
+        self, file: files.OpenFile, item: Item, moment: float, smallest_side: int
+    ) -> Image.Image:
+        # The very file that was opened, where the system has names for such.
+        opened = f"/proc/{os.getpid()}/fd/{file.descriptor}"
+        path = opened if os.path.exists(opened) else str(item.path)  # noqa: PTH110
+        try:
+            return self._decoders.frame_at(path, moment, smallest_side=smallest_side)
+        except DataError as error:
+            raise Problem(415, f"the file {error.message.partition(': ')[2]}") from error
 
     def remove_others(self, hashes: Set[str]) -> int:
         """Delete the thumbnails of what is in the index no more.
@@ -116,19 +174,9 @@ class ThumbnailStore:
                 removed += 1
         return removed
 
-    def _path(self, digest: str, size: Size) -> Path:
-        return self._folder / digest[:2] / f"{digest}-{int(size)}.jpg"
-
-    def _make(self, content: bytes, size: Size) -> bytes:
-        try:
-            picture = open_image(content, max_pixels=self._max_pixels, smallest_side=size)
-        except DataError as error:
-            # "picture of 123 bytes: is ..." without what it is called.
-            raise Problem(415, f"the file {error.message.partition(': ')[2]}") from error
-        picture.thumbnail((size, size), Image.Resampling.LANCZOS, reducing_gap=3.0)
-        stream = io.BytesIO()
-        picture.save(stream, "JPEG", quality=_QUALITY[size], progressive=size > Size.TILE)
-        return stream.getvalue()
+    def _path(self, digest: str, size: Size, moment: float | None) -> Path:
+        when = "" if moment is None else f"-{round(1000 * moment)}"
+        return self._folder / digest[:2] / f"{digest}-{int(size)}{when}.jpg"
 
     def _read(self, path: Path) -> bytes | None:
         try:
@@ -149,3 +197,10 @@ class ThumbnailStore:
             # A full disk or a folder of somebody else: the thumbnail is shown and not kept.
             with contextlib.suppress(OSError):
                 temporary.unlink()
+
+
+def _encoded(picture: Image.Image, size: Size) -> bytes:
+    picture.thumbnail((size, size), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    stream = io.BytesIO()
+    picture.save(stream, "JPEG", quality=_QUALITY[size], progressive=size > Size.TILE)
+    return stream.getvalue()

@@ -70,7 +70,7 @@ class PostgresIndex:
                 a newer version.
         """
         with schema.explained("open"):
-            connection = psycopg.connect(url, autocommit=True, connect_timeout=_CONNECT_S)
+            connection = _connect(url)
             try:
                 if create:
                     with connection.transaction():
@@ -681,6 +681,10 @@ class PostgresIndex:
     def _opened(self) -> schema.Connection:
         if self._connection is None:
             raise DataError(f"the index {self.location} is closed", hint="open it again")
+        if self._connection.closed:  # the server was away; it may be back
+            fresh = _connect(self.url)
+            register_vector(fresh)
+            self._connection = fresh
         return self._connection
 
     @contextlib.contextmanager
@@ -709,6 +713,10 @@ class PostgresIndex:
                     f"the index {self.location} has no item {item_id!r}",
                     hint="ids() lists what it has",
                 )
+
+
+def _connect(url: str) -> schema.Connection:
+    return psycopg.connect(url, autocommit=True, connect_timeout=_CONNECT_S)
 
 
 def public_url(url: str) -> str:

@@ -63,17 +63,22 @@ async def thumbnail(
     v: Annotated[
         str | None, Query(max_length=64, description="Names the content, for caches only.")
     ] = None,
+    at: Annotated[
+        float | None,
+        Query(ge=0, le=1e7, allow_inf_nan=False, description="Moment of a clip, seconds."),
+    ] = None,
 ) -> Response:
     """A small JPEG of an item, made when it is first asked for."""
     service = service_of(request)
 
     def work() -> Response:
         item = service.collection.item(id)
-        tag = f'"{item.content_hash[:32]}-{int(size)}"'
+        moment = service.collection.moment(item, at)
+        tag = f'"{item.content_hash[:32]}-{int(size)}-{moment or 0}"'
         if item.content_hash and request.headers.get("if-none-match") == tag:
             service.metrics.thumbnails.labels("not modified").inc()
             return Response(status_code=304, headers={"ETag": tag})
-        made = service.collection.thumbnails.get(item, size)
+        made = service.collection.thumbnails.get(item, size, moment)
         service.metrics.thumbnails.labels("made" if made.made else "found").inc()
         lasting = made.of_indexed and v is not None and item.content_hash.startswith(v) and v
         headers = {"Cache-Control": _FOR_EVER if lasting else "private, no-cache"}

@@ -56,7 +56,7 @@ async def about(request: Request) -> Response:
             "needs_key": bool(service.settings.keys),
             "shows_paths": service.collection.shows_paths,
             "allows_fetch": service.settings.allow_fetch,
-            "explains": False,
+            "explains": service.model.explains,
         }
     )
 

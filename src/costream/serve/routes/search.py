@@ -7,7 +7,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from costream.serve import answering
+from costream.search import Like, Picture, Term, Words
+from costream.search import Query as Question
 from costream.serve.problems import Problem
 from costream.serve.routes.common import (
     StrictRoute,
@@ -18,8 +19,10 @@ from costream.serve.routes.common import (
     service_of,
     until_gone,
 )
-from costream.serve.routes.shape import answer_shape
+from costream.serve.routes.shape import answer_shape, explained_shape
 from costream.serve.schema import (
+    ExplainAnswer,
+    ExplainRequest,
     ImageTerm,
     LikeTerm,
     SearchAnswer,
@@ -44,7 +47,7 @@ async def search(request: Request, body: SearchRequest) -> Response:
     async def work() -> Response:
         return await _answered(
             service,
-            answering.Query(
+            Question(
                 terms=await read_terms(body.terms, service),
                 where=read_filter(body.where, service.collection),
                 top=body.top,
@@ -74,7 +77,7 @@ async def search_words(
     async def work() -> Response:
         return await _answered(
             service,
-            answering.Query(
+            Question(
                 terms=await read_terms(terms, service),
                 where=read_filter(parameters.where, service.collection),
                 top=parameters.top,
@@ -96,7 +99,7 @@ async def similar(request: Request, body: SimilarRequest) -> Response:
     async def work() -> Response:
         return await _answered(
             service,
-            answering.Query(
+            Question(
                 terms=await read_terms([LikeTerm(like=body.id)], service),
                 where=read_filter(body.where, service.collection),
                 top=body.top,
@@ -109,7 +112,20 @@ async def similar(request: Request, body: SimilarRequest) -> Response:
     return await until_gone(request, work())
 
 
-async def read_terms(terms: Sequence[RequestTerm], service: Service) -> tuple[answering.Term, ...]:
+@router.post("/explain", response_model=ExplainAnswer)
+async def explain(request: Request, body: ExplainRequest) -> Response:
+    """Why an item matches a question: its score by stage, and the parts of its picture."""
+    service = service_of(request)
+
+    async def work() -> Response:
+        item = await service.with_files(lambda: service.collection.item(body.id))
+        explained = await service.explain(item, await read_terms(body.terms, service))
+        return json_response(explained_shape(body.id, explained))
+
+    return await until_gone(request, work())
+
+
+async def read_terms(terms: Sequence[RequestTerm], service: Service) -> tuple[Term, ...]:
     """Terms as the search takes them; pictures checked, items known.
 
     Args:
@@ -126,19 +142,19 @@ async def read_terms(terms: Sequence[RequestTerm], service: Service) -> tuple[an
     return tuple([await _read_term(term, service) for term in terms])
 
 
-async def _read_term(term: RequestTerm, service: Service) -> answering.Term:
+async def _read_term(term: RequestTerm, service: Service) -> Term:
     if term.weight == 0:
         raise Problem(422, "got a term of weight 0, expected another number", hint="leave it out")
     if isinstance(term, TextTerm):
-        return answering.Words(term.text, weight=term.weight)
+        return Words(term.text, weight=term.weight)
     if isinstance(term, LikeTerm):
         item = await service.with_files(lambda: service.collection.item(term.like))
-        return answering.Like(item.id, weight=term.weight)
+        return Like(item.id, weight=term.weight)
     if isinstance(term, UrlTerm):
         content = await _fetched(term.url, service)
-        return answering.Picture(content, weight=term.weight)
+        return Picture(content, weight=term.weight)
     content = await service.with_files(lambda: decoded_picture(term.image, service))
-    return answering.Picture(content, weight=term.weight, region=_region(term.region))
+    return Picture(content, weight=term.weight, region=_region(term.region))
 
 
 async def _fetched(url: str, service: Service) -> bytes:
@@ -166,7 +182,7 @@ def _region(shares: list[float] | None) -> tuple[float, float, float, float] | N
     return left, top, right, bottom
 
 
-async def _answered(service: Service, query: answering.Query) -> Response:
-    answer = await service.search(query)
+async def _answered(service: Service, question: Question) -> Response:
+    answer = await service.search(question)
     shape = await service.with_files(lambda: answer_shape(answer, service.collection))
     return json_response(shape)

@@ -6,8 +6,11 @@ from typing import Any
 
 from costream.data.failures import printable
 from costream.index.records import Item
-from costream.serve.answering import Answer, Result
+from costream.search import Answer, Result
 from costream.serve.collection import Collection, name_of
+from costream.serve.explaining import PICTURED, Explained
+
+_DIGITS = 6
 
 
 def item_shape(item: Item, collection: Collection) -> dict[str, Any]:
@@ -36,7 +39,9 @@ def item_shape(item: Item, collection: Collection) -> dict[str, Any]:
         "meta": _printable_meta(item),
         "path": printable(item.path) if item.path and collection.shows_paths else None,
         # The hash names the content, so that a browser may keep the picture for ever.
-        "thumbnail": f"items/{token}/thumbnail?v={item.content_hash[:16]}" if has_file else None,
+        "thumbnail": f"items/{token}/thumbnail?v={item.content_hash[:16]}"
+        if has_file and item.modality in PICTURED
+        else None,
         "original": f"items/{token}/original" if has_file else None,
     }
 
@@ -63,18 +68,43 @@ def answer_shape(answer: Answer, collection: Collection) -> dict[str, Any]:
         "recall": answer.recall,
         "kernel": answer.kernel,
         "nothing_relevant": answer.nothing_relevant,
-        "seconds": {stage: round(seconds, 6) for stage, seconds in answer.seconds.items()},
+        "seconds": {stage: round(seconds, _DIGITS) for stage, seconds in answer.seconds.items()},
     }
 
 
 def _result_shape(result: Result, item: Item, collection: Collection) -> dict[str, Any]:
-    return item_shape(item, collection) | {
+    shape = item_shape(item, collection)
+    if result.span is not None and shape["thumbnail"]:
+        shape["thumbnail"] += f"&at={sum(result.span) / 2:.3f}"
+    return shape | {
         "rank": result.rank,
-        "score": round(result.score, 6),
-        "relevance": None if result.relevance is None else round(result.relevance, 4),
+        "score": round(result.score, _DIGITS),
+        "relevance": None if result.relevance is None else round(result.relevance, _DIGITS),
         "span": None if result.span is None else list(result.span),
-        "reasons": {stage: round(score, 6) for stage, score in result.reasons.items()},
+        "reasons": {stage: round(score, _DIGITS) for stage, score in result.reasons.items()},
         "duplicates": [collection.ids.token(each) for each in result.duplicates],
+    }
+
+
+def explained_shape(token: str, explained: Explained) -> dict[str, Any]:
+    """Why an item matches.
+
+    Args:
+        token: Its public id.
+        explained: What is known.
+
+    Returns:
+        The members of `ExplainAnswer`.
+    """
+    patches = explained.patches
+    score = explained.reasons.get("vectors") if patches is None else patches.score
+    return {
+        "id": token,
+        "score": None if score is None else round(score, _DIGITS),
+        "reasons": {stage: round(each, _DIGITS) for stage, each in explained.reasons.items()},
+        "span": None if explained.span is None else list(explained.span),
+        "grid": None if patches is None else patches.grid.tolist(),
+        "region": None if patches is None else list(patches.region),
     }
 
 

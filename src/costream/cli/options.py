@@ -18,6 +18,14 @@ IndexPlace = Annotated[
     ),
 ]
 IndexDir = Annotated[Path, typer.Option("--index", metavar="DIR", help="Folder of the index.")]
+KernelName = Annotated[
+    str | None,
+    typer.Option(
+        "--kernel",
+        metavar="NAME",
+        help="What scans the vectors: exact, four_bit or graph. Default: by size.",
+    ),
+]
 ModelName = Annotated[
     str,
     typer.Option(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from costream.cli.output import json_path, json_text, say, say_table, shown_path
+from costream.cli.output import json_path, json_text, note, say, say_table, shown_path
 from costream.data.picture import picture_name
 from costream.search.query import Like, Picture, Query, Term, Words
 from costream.search.records import Answer, Result
@@ -34,6 +34,9 @@ def say_answer(answer: Answer, *, title: str = "", min_relevance: float | None =
         for row, result in zip(rows, answer.results, strict=True):
             row.insert(2, "" if result.relevance is None else f"{result.relevance:.0%}")
     say_table(headers, rows, numbers=numbers, title=title)
+    if not answer.exact:
+        known = "not measured yet" if answer.recall is None else f"measured as {answer.recall:.1%}"
+        note(f"approximate ({answer.kernel}); the share of the true best that is found: {known}")
 
 
 def answer_to_json(query: Query, answer: Answer) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from costream.cli._model_of_index import recall_model
-from costream.cli.options import DEFAULT_INDEX, DEFAULT_MODEL, AsJson, IndexPlace
+from costream.cli.options import DEFAULT_INDEX, DEFAULT_MODEL, AsJson, IndexPlace, KernelName
 from costream.cli.output import check_target, note, say_json, shown_path
 from costream.cli.results import answer_to_json, query_in_words, say_answer
 from costream.errors import ConfigError, DataError
@@ -82,6 +82,7 @@ def run(
             "--model", metavar="NAME_OR_DIR", help="Default: the one that the index was made with."
         ),
     ] = None,
+    kernel: KernelName = None,
     html: Annotated[
         Path | None,
         typer.Option("--html", metavar="FILE", help="Write a page with the pictures found."),
@@ -104,7 +105,7 @@ def run(
     )
     if html is not None:
         check_target(html)
-    answer = answer_query(query, index, model_name=model)
+    answer = answer_query(query, index, model_name=model, kernel=kernel)
     if html is not None:
         _write_page(html, query, answer)
     if as_json:
@@ -114,13 +115,16 @@ def run(
     return 0
 
 
-def answer_query(query: Query, place: str | Path, *, model_name: str | None = None) -> Answer:
+def answer_query(
+    query: Query, place: str | Path, *, model_name: str | None = None, kernel: str | None = None
+) -> Answer:
     """Ask an index.
 
     Args:
         query: What to find. The id of a `Like` may also be the path of the item's file.
         place: Folder of the index, or the address of its database.
         model_name: Name or folder; None for the one that the index was made with.
+        kernel: What scans the vectors; None to go by size.
 
     Returns:
         What was found.
@@ -128,13 +132,13 @@ def answer_query(query: Query, place: str | Path, *, model_name: str | None = No
     Raises:
         DataError: When there is no index, nothing in it, or a picture or item is absent or broken.
         SpaceMismatch: When the index was made with another model.
-        ConfigError: When the terms cancel each other.
+        ConfigError: When the terms cancel each other, or the kernel cannot be had.
     """
     from costream.encoders.light.encoder import LightEncoder
     from costream.index import open_index
     from costream.search.engine import Searcher
 
-    with open_index(place) as index:
+    with open_index(place, kernel=kernel) as index:
         if not len(index):
             raise DataError(
                 f"the index {shown_path(index.location)} is empty, expected at least one picture",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from costream.cli._model_of_index import recall_model
-from costream.cli.options import DEFAULT_INDEX, DEFAULT_MODEL, IndexPlace
+from costream.cli.options import DEFAULT_INDEX, DEFAULT_MODEL, IndexPlace, KernelName
 from costream.cli.output import note, say, shown_path
 from costream.errors import ConfigError
 
@@ -55,6 +55,7 @@ def run(
             "--cache", metavar="DIR", help="Where thumbnails are kept. Default: in the index."
         ),
     ] = None,
+    kernel: KernelName = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log every request.")] = False,
 ) -> int:
     """Serve an index."""
@@ -74,6 +75,7 @@ def run(
         keys=KeyRing() if api_key_file is None else read_keys(api_key_file),
         allowed_hosts=tuple(allow_host or ()),
         allow_fetch=allow_fetch,
+        kernel=kernel,
         limits=Limits(rate_per_s=rate),
     )
 

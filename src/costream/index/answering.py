@@ -120,7 +120,7 @@ def by_vectors(
     group = group and resident.entry.num_vectors > resident.entry.num_items
     keys_N = vector_rows.keys_of(resident.places) if group else None
     results = []
-    for rows_R, scores_R in best.candidates(resident.scan(), queries, top, allowed, keys_N):
+    for rows_R, scores_R in best.candidates(resident.kernel(), queries, top, allowed, keys_N):
         places = resident.places[rows_R]
         parts = vector_rows.parts_of(places)
         order = np.lexsort((parts, -scores_R))

@@ -1,7 +1,7 @@
-"""From rows that a scan finds to the best items: ties, moments, and no more than needed.
+"""From rows that a kernel finds to the best items: ties, moments, and no more than needed.
 
-A scan gives the best so many rows, of equal scores some. So it is asked for more than wanted, until
-everything that is as good as the last wanted one is known.
+A kernel gives the best so many rows, of equal scores some. So it is asked for more than wanted,
+until everything that is as good as the last wanted one is known.
 
 Shape letters: Q queries, N rows, D dimensions, R rows found.
 """
@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from costream.scoring.dot import ExactScan
+from costream.scoring.kernels import Kernel
 
 # An item's moments are often alike, so that several are among the best.
 _ROWS_AN_ITEM = 4
 
 
 def candidates(
-    scan: ExactScan,
+    kernel: Kernel,
     queries: NDArray[Any],
     top: int,
     allowed: NDArray[np.bool_] | None,
@@ -29,21 +29,22 @@ def candidates(
     """Rows of each query that are at least as good as its `top`-th best.
 
     Args:
-        scan: What finds rows.
+        kernel: What finds rows.
         queries: Floating point (Q, D).
         top: How many are wanted.
-        allowed: bool (N,), which rows may be found; None for all.
+        allowed: bool (N,), which rows may be found, no removed ones; None for all.
         units_N: int64 (N,), what a row counts as; None when every row counts.
 
     Returns:
         Per query rows and scores, best first; all there are when these are fewer than wanted.
     """
-    num_rows = len(scan.vectors_ND) if allowed is None else int(allowed.sum())
+    alive = kernel.rows
+    num_rows = len(alive) - alive.num_removed if allowed is None else int(allowed.sum())
     found: dict[int, tuple[NDArray[np.int64], NDArray[np.float32]]] = {}
     pending = np.arange(len(queries))
     count = (top + 1) * (1 if units_N is None else _ROWS_AN_ITEM)
     while True:
-        rows, scores = scan.top(queries[pending], max(min(count, num_rows), 1), allowed)
+        rows, scores = kernel.top(queries[pending], max(min(count, num_rows), 1), allowed)
         open_ = []
         for query, rows_R, scores_R in zip(pending.tolist(), rows, scores, strict=True):
             end = cut(rows_R if units_N is None else units_N[rows_R], scores_R, top)

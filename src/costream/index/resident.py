@@ -22,7 +22,8 @@ from costream.index import codes, schema, vector_rows
 from costream.index.schema import SpaceRow, State
 from costream.index.writing import Change
 from costream.records import Space
-from costream.scoring.dot import ExactScan, longest_vector
+from costream.scoring.dot import longest_vector
+from costream.scoring.kernels import Kernel, build, choose
 
 # Fewer bytes of vectors than this load fast enough from the database.
 WORTH_A_FILE_BYTES = 2**18
@@ -45,6 +46,7 @@ class Resident:
         num_rows: Rows in use, void ones included.
         longest: At least the length of the longest vector.
         void: bool (N,): rows that count no more; None when there are none.
+        wanted: Name of the kernel that searches; None to go by size.
     """
 
     directory: Path | None
@@ -56,9 +58,12 @@ class Resident:
     _places: NDArray[np.int64]
     _vectors: NDArray[np.float16]
     void: NDArray[np.bool_] | None = None
+    wanted: str | None = None
     _files: list[codes.Header] = field(default_factory=list)
     _unsaved: list[NDArray[np.int64]] = field(default_factory=list)
-    _scan: ExactScan | None = None
+    _kernel: Kernel | None = None
+    # What was drawn last and for what, since every question asks for the same.
+    _sample: tuple[tuple[int, int, bytes], NDArray[np.float32]] | None = None
 
     @property
     def places(self) -> NDArray[np.int64]:
@@ -70,11 +75,23 @@ class Resident:
         """The rows."""
         return self._vectors[: self.num_rows]
 
-    def scan(self) -> ExactScan:
-        """What finds the best rows."""
-        if self._scan is None:
-            self._scan = ExactScan(self.vectors, self.longest)
-        return self._scan
+    @property
+    def present_kernel(self) -> Kernel | None:
+        """What finds the best rows; None before the first search."""
+        return self._kernel
+
+    def kernel(self) -> Kernel:
+        """What finds the best rows, made when it is first needed.
+
+        Raises:
+            ConfigError: The kernel that is wanted is not installed or cannot take these vectors.
+        """
+        if self._kernel is None:
+            made = build(self.vectors, kernel=self.wanted)
+            if self.void is not None:
+                made.remove(np.flatnonzero(self.void))
+            self._kernel = made
+        return self._kernel
 
     def allowed(self, keys: NDArray[np.int64] | None) -> NDArray[np.bool_] | None:
         """Which rows may be found.
@@ -83,10 +100,10 @@ class Resident:
             keys: Keys of the items that may be, or None for all.
 
         Returns:
-            bool (N,), or None for all rows.
+            bool (N,), or None for all rows but the void ones.
         """
         if keys is None:
-            return None if self.void is None else ~self.void
+            return None
         allowed_N = _holds(vector_rows.keys_of(self.places), keys)
         if self.void is not None:
             allowed_N &= ~self.void
@@ -94,10 +111,14 @@ class Resident:
 
     def sample(self, count: int, seed: int) -> NDArray[np.float32]:
         """Vectors drawn without repetition; what is drawn depends on the state only."""
-        rows = np.arange(self.num_rows) if self.void is None else np.flatnonzero(~self.void)
-        rows = rows[np.argsort(self.places[rows], kind="stable")]
-        drawn = np.random.default_rng(seed).choice(len(rows), min(count, len(rows)), replace=False)
-        return self.vectors[rows[drawn]].astype(np.float32)
+        asked = (count, seed, self.token)
+        if self._sample is None or self._sample[0] != asked:
+            rows = np.arange(self.num_rows) if self.void is None else np.flatnonzero(~self.void)
+            rows = rows[np.argsort(self.places[rows], kind="stable")]
+            random = np.random.default_rng(seed)
+            drawn = random.choice(len(rows), min(count, len(rows)), replace=False)
+            self._sample = (asked, self.vectors[rows[drawn]].astype(np.float32))
+        return self._sample[1].copy()
 
     # --- keeping up ---
 
@@ -157,7 +178,6 @@ class Resident:
         self.entry, self.token, self.generation = entry, state.token, state.generation
         if not len(changed):
             return
-        self._scan = None
         if self.directory is not None:
             self._unsaved.append(changed)
         self._avoid(changed)
@@ -170,6 +190,8 @@ class Resident:
         void = _holds(vector_rows.keys_of(self.places), keys)
         if not void.any():
             return
+        if self._kernel is not None:
+            self._kernel.remove(np.flatnonzero(void))
         self.void = void if self.void is None else self.void | void
 
     def _append(self, places: NDArray[np.int64], vectors: NDArray[np.float16]) -> None:
@@ -184,6 +206,15 @@ class Resident:
         if self.void is not None:
             self.void = np.concatenate([self.void, np.zeros(len(places), dtype=bool)])
         self.num_rows = total
+        if self._kernel is not None and len(places):
+            self._grow_kernel(self._kernel)
+
+    def _grow_kernel(self, kernel: Kernel) -> None:
+        """Take new rows into the kernel; by another size another one may be right."""
+        if self.wanted is None and choose(*self.vectors.shape) != kernel.name:
+            self._kernel = None
+        else:
+            kernel.grow(self.vectors)
 
     def _drop_void(self) -> None:
         if self.void is None:
@@ -194,6 +225,7 @@ class Resident:
         vectors[: len(live)] = self._vectors[live]
         self._places, self._vectors = places, vectors
         self.num_rows, self.void = len(live), None
+        self._kernel = None
 
     # --- derived files ---
 
@@ -287,6 +319,7 @@ def load(
     directory: Path,
     *,
     read_only: bool,
+    kernel: str | None = None,
 ) -> Resident:
     """Read the vectors of the active space.
 
@@ -296,6 +329,7 @@ def load(
         entry: The active space.
         directory: Folder of the index.
         read_only: Whether no files may be written there.
+        kernel: Name of the kernel that is wanted; None to go by size.
 
     Raises:
         DamageError: A row of the database is not what was written.
@@ -303,6 +337,7 @@ def load(
     writable = None if read_only else directory
     found = _from_files(directory, writable, entry)
     if found is not None and found.catch_up(connection, state, entry):
+        found.wanted = kernel
         return found
     places, vectors = _room(entry.num_vectors, entry.space.dim)
     out = places[: entry.num_vectors], vectors[: entry.num_vectors]
@@ -314,6 +349,7 @@ def load(
         generation=state.generation,
         num_rows=entry.num_vectors,
         longest=longest_vector(out[1]),
+        wanted=kernel,
         _places=places,
         _vectors=vectors,
     )

@@ -1,4 +1,4 @@
-"""`Index`: items and their vectors, durable in one directory, searched exactly.
+"""`Index`: items and their vectors, durable in one directory, searched by a kernel.
 
 Shape letters: Q queries, N items, M vectors, D dimensions.
 """
@@ -40,8 +40,10 @@ from costream.index.resident import Resident
 from costream.index.schema import SpaceRow, State
 from costream.index.session import Session
 from costream.index.vector_rows import StoredVector
+from costream.index.watch import Watch
 from costream.index.writing import Change
 from costream.records import Ranking, Space
+from costream.scoring.kernels import Kernel, check_kernel
 
 
 class Index:
@@ -61,19 +63,29 @@ class Index:
         (('b',),)
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, kernel: str | None = None) -> None:
         self.directory = session.directory
         self._session = session
+        self._kernel = kernel
         self._resident: Resident | None = None
         self._answers = answering.Answers()
+        self._watch = Watch(self._present_kernel)
 
     @classmethod
-    def open(cls, directory: str | os.PathLike[str], *, create: bool = False) -> Index:
+    def open(
+        cls,
+        directory: str | os.PathLike[str],
+        *,
+        create: bool = False,
+        kernel: str | None = None,
+    ) -> Index:
         """Open an index; one of an earlier format is converted.
 
         Args:
             directory: Where it is.
             create: Whether to make it, empty, when there is none.
+            kernel: What scans the vectors: "exact", "four_bit" or "graph". By default it goes by
+                size: exact up to 2**27 numbers, then 4-bit codes if `costream[fast]` is installed.
 
         Returns:
             The index; close it, or use it in a `with` statement. In a directory without write
@@ -82,11 +94,15 @@ class Index:
         Raises:
             DataError: There is no index, it is damaged or made by a newer version, or it cannot be
                 read or made.
+            ConfigError: There is no such kernel, or it is not installed.
         """
-        return cls(Session(Path(directory).absolute(), create=create))
+        if kernel is not None:
+            check_kernel(kernel)
+        return cls(Session(Path(directory).absolute(), create=create), kernel)
 
     def close(self) -> None:
         """Give the files back; using the index afterwards is an error, closing again is none."""
+        self._watch.close()
         with self._session.lock:
             if self._resident is not None and self._session.is_open:
                 self._resident.save()
@@ -476,7 +492,7 @@ class Index:
         where: Filter | None = None,
         group: bool = True,
     ) -> Ranking:
-        """The best items of each query, exactly; equal scores in the order of `ids`.
+        """The best items of each query; equal scores in the order of `ids`.
 
         Args:
             vectors: Floating point (Q, D), any length but zero.
@@ -488,7 +504,8 @@ class Index:
 
         Returns:
             Per query the ids and their scores: dot products with the stored vectors, summed in
-            float64 and rounded once to float32.
+            float64 and rounded once to float32. `exact` says whether no better item can have been
+            missed; if not, `recall` is what the background audit has measured so far.
 
         Raises:
             SpaceMismatch: The index holds vectors of another space.
@@ -504,7 +521,12 @@ class Index:
             queries = np.asarray(vectors)
             hits = answering.by_vectors(loaded, queries, top, allowed, group=group)
             names = self._answers.names(connection, state, _keys(hits))
-            return answering.ranking(connection, loaded.entry, hits, names, top)
+            found = answering.ranking(connection, loaded.entry, hits, names, top)
+            kernel = loaded.kernel()
+        self._watch.note(kernel, queries, top, allowed)
+        return replace(
+            found, exact=kernel.exact, recall=self._watch.recall(kernel), kernel=kernel.name
+        )
 
     def search_text(self, words: str, top: int, *, where: Filter | None = None) -> Ranking:
         """The items that hold some of the words, by BM25; equal scores in the order of `ids`.
@@ -641,9 +663,18 @@ class Index:
         if self._resident is None or not self._resident.catch_up(connection, state, entry):
             self._resident = None  # its memory first
             self._resident = resident.load(
-                connection, state, entry, self.directory, read_only=self.read_only
+                connection,
+                state,
+                entry,
+                self.directory,
+                read_only=self.read_only,
+                kernel=self._kernel,
             )
         return self._resident
+
+    def _present_kernel(self) -> Kernel | None:
+        loaded = self._resident
+        return None if loaded is None else loaded.present_kernel
 
     def _take_in(self, *changes: Change) -> None:
         """Bring what is in memory up to changes that are durable."""

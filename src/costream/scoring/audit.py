@@ -28,8 +28,12 @@ TOGETHER = 32
 # One in so many queries replaces a kept one when all places are taken: with 256 places those kept
 # are from about the last two thousand.
 REPLACED = 8
+# At most one in so many kept queries was asked under a condition, since its mask is kept with it.
+CONDITIONED = 8
 # Standard deviations of a normal distribution that hold 95 %.
 _Z = 1.959964
+# How long closing waits.
+PATIENCE_S = 2.0
 # Gives the mask of rows that a condition allows.
 AllowedOf = Callable[[Hashable], NDArray[np.bool_] | None]
 
@@ -101,9 +105,13 @@ class RecallAudit:
                 None for none.
         """
         with self._lock:
+            conditioned = sum(kept.where is not None for kept in self._kept)
             for query_D in queries_QD:
                 if len(self._kept) >= self._size and self._random.random() * REPLACED >= 1:
                     continue
+                if where is not None and (conditioned + 1) * CONDITIONED > self._size:
+                    continue
+                conditioned += where is not None
                 kept = _Kept(np.array(query_D, dtype=np.float32), top, where)
                 if len(self._kept) < self._size:
                     self._kept.append(kept)
@@ -146,7 +154,8 @@ class RecallAudit:
     ) -> int:
         rows, top = kernel.rows, batch[0].top
         queries_QD = np.stack([kept.query_D for kept in batch])
-        found, _ = kernel.top(queries_QD, top, allowed_N)
+        # One by one, so that nobody's query waits for more than one of these.
+        found = [kernel.top(query_D[None], top, allowed_N)[0][0] for query_D in queries_QD]
         if kernel.rows is not rows:  # rows came or went: the two answers cannot be compared
             return 0
         self._turn += 1
@@ -166,9 +175,15 @@ class RecallAudit:
             audited = [(kept.hits, kept.wanted) for kept in self._kept if kept.wanted]
         return estimate_recall(audited) if audited else None
 
-    def forget(self) -> None:
-        """Audit all queries again, as after the kernel has changed."""
+    def forget(self, *, conditions_too: bool = False) -> None:
+        """Audit all queries again, as after the kernel has changed.
+
+        Args:
+            conditions_too: Whether queries under a condition are dropped, since it fits no more.
+        """
         with self._lock:
+            if conditions_too:
+                self._kept = [kept for kept in self._kept if kept.where is None]
             for kept in self._kept:
                 kept.hits = kept.wanted = kept.turn = 0
 
@@ -248,9 +263,9 @@ class BackgroundAudit:
             wait_s = max(self._pause_s, spent_s * (1 / self._share - 1))
 
     def close(self) -> None:
-        """Stop, after the pass that is under way."""
+        """Stop, after the pass that is under way if that ends soon; what it finds is ignored."""
         self._stop.set()
-        self._thread.join()
+        self._thread.join(PATIENCE_S)
 
 
 def deepen_if_needed(kernel: Kernel, audit: RecallAudit, target: float) -> bool:

@@ -17,19 +17,21 @@ class Place:
 
     Args:
         where: Its folder, or the address of its database ("postgresql://...").
+        kernel: As of `open_index`.
 
     Raises:
         DataError: There is no index, or it is damaged.
         ConfigError: The address is of another kind, or its driver is not installed.
     """
 
-    def __init__(self, where: str | os.PathLike[str]) -> None:
+    def __init__(self, where: str | os.PathLike[str], *, kernel: str | None = None) -> None:
         name = os.fspath(where)
         self.folder = None if "://" in name else Path(name).absolute()
         self._where = name if self.folder is None else str(self.folder)
+        self._kernel = kernel
         self._lock = threading.Lock()
         self._inode = self._inode_now()
-        self._index = open_index(self._where)
+        self._index = open_index(self._where, kernel=self._kernel)
 
     @property
     def index(self) -> SearchIndex:
@@ -37,7 +39,7 @@ class Place:
         with self._lock:
             inode = self._inode_now()
             if inode != self._inode:
-                fresh = open_index(self._where)
+                fresh = open_index(self._where, kernel=self._kernel)
                 # The old one is left to those who are using it; its files go with the last of them.
                 self._index, self._inode = fresh, inode
             return self._index

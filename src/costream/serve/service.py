@@ -71,7 +71,9 @@ class Service:
         cache: Path | None = None,
     ) -> None:
         self.settings = settings
-        self.collection = Collection(Place(place), settings, cache=cache)
+        self.collection = Collection(
+            Place(place, kernel=settings.kernel), settings, cache=cache
+        )
         self.metrics = Metrics()
         self.sessions = Sessions()
         self.fetcher = Fetcher(max_bytes=settings.limits.body_bytes)

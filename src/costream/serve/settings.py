@@ -62,6 +62,7 @@ class ServeSettings:
         keys: Who may ask; without keys only this machine may.
         allowed_hosts: Further names that clients may call the service by.
         allow_fetch: Whether pictures may be named by URL.
+        kernel: What scans the vectors, as of `Index.open`; None to go by size.
         limits: How much a client may ask for.
 
     Raises:
@@ -73,6 +74,7 @@ class ServeSettings:
     keys: KeyRing = field(default_factory=KeyRing)
     allowed_hosts: tuple[str, ...] = ()
     allow_fetch: bool = False
+    kernel: str | None = None
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:

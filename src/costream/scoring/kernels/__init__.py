@@ -16,7 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from costream.scoring.kernels.choosing import build, choose, installed
+    from costream.scoring.kernels.choosing import build, check_kernel, choose, installed
     from costream.scoring.kernels.exact import ExactKernel, exactly
     from costream.scoring.kernels.protocol import Found, Kernel, Metric
     from costream.scoring.kernels.rows import RowBuffer, Rows
@@ -29,6 +29,7 @@ __all__ = [
     "RowBuffer",
     "Rows",
     "build",
+    "check_kernel",
     "choose",
     "exactly",
     "installed",
@@ -42,6 +43,7 @@ _HOMES = {
     "RowBuffer": "rows",
     "Rows": "rows",
     "build": "choosing",
+    "check_kernel": "choosing",
     "choose": "choosing",
     "exactly": "exact",
     "installed": "choosing",

@@ -54,6 +54,22 @@ def choose(num_items: int, dim: int, available: Collection[str] | None = None) -
     return "exact"
 
 
+def check_kernel(name: str) -> None:
+    """Refuse a kernel that cannot be had.
+
+    Raises:
+        ConfigError: There is no kernel of that name, or its package is not installed.
+    """
+    if name not in _NEEDS:
+        raise ConfigError(f"got kernel={name!r}, expected one of {', '.join(NAMES)}")
+    package, extra = _NEEDS[name]
+    if not find_spec(package):
+        raise ConfigError(
+            f"the kernel {name!r} needs {package}, which is not installed",
+            hint=f"pip install 'costream[{extra}]'",
+        )
+
+
 def build(
     vectors_ND: NDArray[np.float16], *, kernel: str | None = None, metric: Metric = "dot"
 ) -> Kernel:
@@ -73,14 +89,7 @@ def build(
         DataError: The matrix has another form.
     """
     name = choose(*vectors_ND.shape) if kernel is None else kernel
-    if name not in _NEEDS:
-        raise ConfigError(f"got kernel={name!r}, expected one of {', '.join(NAMES)}")
-    package, extra = _NEEDS[name]
-    if not find_spec(package):
-        raise ConfigError(
-            f"the kernel {name!r} needs {package}, which is not installed",
-            hint=f"pip install 'costream[{extra}]'",
-        )
+    check_kernel(name)
     # Imported here because each brings its own package.
     if name == "four_bit":
         from costream.scoring.kernels.four_bit import FourBitKernel

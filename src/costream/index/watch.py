@@ -71,8 +71,13 @@ class Watch:
             self._audit.note(queries, top, where)
             if self._background is None:
                 self._background = BackgroundAudit(
-                    self._audit, self.kernel_of, allowed_of=_allowed, pause_s=PAUSE_S
+                    self._audit, self._known_kernel, allowed_of=_allowed, pause_s=PAUSE_S
                 )
+
+    def _known_kernel(self) -> Kernel | None:
+        """The present kernel if it is the one that the masks are for."""
+        kernel = self.kernel_of()
+        return kernel if kernel is self._kernel else None
 
     def recall(self, kernel: Kernel) -> float | None:
         """What share of the true results the kernel finds; None when exact or not yet measured."""

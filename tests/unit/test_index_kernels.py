@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections.abc import Iterator
@@ -275,3 +276,15 @@ def test_when_rows_get_other_numbers_the_audit_starts_anew(tmp_path: Path, kerne
             found = index.search(QUERIES, SPACE, 10, where=where)
         assert found.recall is None if kernel == "exact" else found.recall is not None
         assert found.recall is None or found.recall >= 0.95
+
+
+@pytest.mark.usefixtures("_soon")
+def test_an_index_that_was_only_let_go_of_leaves_no_thread(directory: Path, kernel: str) -> None:
+    Index.open(directory, kernel=kernel).search(QUERIES, SPACE, 10)
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        gc.collect()
+        if "recall-audit" not in {thread.name for thread in threading.enumerate()}:
+            return
+        time.sleep(0.02)
+    raise AssertionError("the thread goes on")

@@ -6,6 +6,7 @@ Shape letters: Q queries, N rows, D dimensions.
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,7 +32,7 @@ class _Mask:
         return np.unpackbits(self.bits, count=self.num_rows).view(np.bool_)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, weakref_slot=True, eq=False)
 class Watch:
     """Audits the kernel of an index from the first approximate answer on.
 
@@ -70,9 +71,19 @@ class Watch:
             where = None if allowed is None else _Mask(len(allowed), np.packbits(allowed))
             self._audit.note(queries, top, where)
             if self._background is None:
-                self._background = BackgroundAudit(
-                    self._audit, self._known_kernel, allowed_of=_allowed, pause_s=PAUSE_S
-                )
+                self._background = self._begin()
+
+    def _begin(self) -> BackgroundAudit:
+        # The thread must not keep an index alive that nobody uses and nobody has closed.
+        here = weakref.ref(self)
+
+        def known() -> Kernel | None:
+            watch = here()
+            return None if watch is None else watch._known_kernel()
+
+        background = BackgroundAudit(self._audit, known, allowed_of=_allowed, pause_s=PAUSE_S)
+        weakref.finalize(self, background.stop)
+        return background
 
     def _known_kernel(self) -> Kernel | None:
         """The present kernel if it is the one that the masks are for."""

@@ -262,6 +262,10 @@ class BackgroundAudit:
             spent_s = time.monotonic() - started
             wait_s = max(self._pause_s, spent_s * (1 / self._share - 1))
 
+    def stop(self) -> None:
+        """Begin no further pass."""
+        self._stop.set()
+
     def close(self) -> None:
         """Stop, after the pass that is under way if that ends soon; what it finds is ignored."""
         self._stop.set()

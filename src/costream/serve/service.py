@@ -71,9 +71,7 @@ class Service:
         cache: Path | None = None,
     ) -> None:
         self.settings = settings
-        self.collection = Collection(
-            Place(place, kernel=settings.kernel), settings, cache=cache
-        )
+        self.collection = Collection(Place(place, kernel=settings.kernel), settings, cache=cache)
         self.metrics = Metrics()
         self.sessions = Sessions()
         self.fetcher = Fetcher(max_bytes=settings.limits.body_bytes)

@@ -1,4 +1,6 @@
-"""How far relevance can be trusted: `python benchmarks/relevance.py --data flickr8k [--fit]`.
+"""How far relevance can be trusted.
+
+    python benchmarks/relevance.py --data DIR/flickr8k --json docs/results/relevance.json
 
 `--data` is a folder with `dev.jsonl` (`image`, `captions`) and its pictures. They are split by the
 hash of their names. On half A the constants of `costream.search.relevance` are learned (`--fit`
@@ -6,6 +8,10 @@ prints them to be pasted there) and every threshold is set: that at which one qu
 picture is there is refused. Half B is only reported on: half of its pictures are taken out, so that
 of the captions one half should find something and one half nothing. Besides, B is asked for things
 that are not in it, and for letters that mean nothing.
+
+The second table of each size is what `min_relevance` does at several values, and how well relevance
+is calibrated: of the captions whose best picture gets a relevance between two values, how many have
+their picture there.
 
 Pictures that were not taken out often match a caption whose own picture was. That is counted as a
 false accept all the same, so the figures are a lower bound of what people would say.
@@ -18,6 +24,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import random
 import string
 import sys
@@ -39,6 +46,7 @@ SIZES = (30, 60, 120, 250)
 REMOVALS = 6
 REFUSED = 0.1
 RESAMPLES = 500
+LEAST = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 # Things that people might search for, and that are in no picture of Flickr8k's dev split.
 OFF_TOPIC = """
 an x-ray of a broken wrist; a spreadsheet of quarterly revenue; the periodic table of elements;
@@ -245,10 +253,26 @@ def auc(present: Floats, absent: Floats) -> float:
     return float(below.mean() / 2 / len(absent))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A figure with its 95 % interval over pictures."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f} ({self.low:.2f} to {self.high:.2f})"
+
+    def plain(self) -> list[float]:
+        """For JSON: the figure and its interval."""
+        return [round(number, 4) for number in (self.value, self.low, self.high)]
+
+
 def with_interval(
     trials: Sequence[Trial], measure: Measure, figure: Callable[[Floats, Floats], float]
-) -> str:
-    """A figure of present and absent queries' values, with its 95 % interval over pictures."""
+) -> Estimate:
+    """A figure of present and absent queries' values."""
     values = np.concatenate([measure(one) for one in trials])
     present = np.concatenate([one.present_Q for one in trials])
     owner = np.concatenate([one.owner_Q for one in trials])
@@ -259,12 +283,53 @@ def with_interval(
     for _ in range(RESAMPLES):
         rows = np.concatenate([rows_of[p] for p in rng.choice(pictures, len(pictures))])
         drawn.append(figure(values[rows][present[rows]], values[rows][~present[rows]]))
-    low, high = np.quantile(drawn, (0.025, 0.975))
-    return f"{figure(values[present], values[~present]):.2f} ({low:.2f} to {high:.2f})"
+    low, high = np.quantile(drawn, (0.025, 0.975)).tolist()
+    return Estimate(value=figure(values[present], values[~present]), low=low, high=high)
 
 
-def report(a: Half, b: Half, model_name: str, measures: dict[str, Measure]) -> None:
-    """Print a table for each size of the collection."""
+def accepted(least: float) -> Callable[[Floats, Floats], float]:
+    """Share of the captions without their picture whose best picture is accepted."""
+    return lambda _, absent: float((absent >= least).mean())
+
+
+def rejected(least: float) -> Callable[[Floats, Floats], float]:
+    """Share of the captions with their picture whose best picture is rejected."""
+    return lambda present, _: float((present < least).mean())
+
+
+def sure(low: float, high: float) -> Callable[[Floats, Floats], float]:
+    """Of the captions with a relevance from `low` to `high`, the share with their picture."""
+
+    def share(present: Floats, absent: Floats) -> float:
+        there = int(((present >= low) & (present < high)).sum())
+        count = there + int(((absent >= low) & (absent < high)).sum())
+        return there / count if count else math.nan
+
+    return share
+
+
+def by_threshold(trials: Sequence[Trial], measure: Measure) -> list[dict[str, Any]]:
+    """What `min_relevance` does at several values, printed and returned."""
+    values = np.concatenate([measure(one) for one in trials])
+    print("\n| min_relevance | false accepts | false rejects | relevance up to | queries | right |")
+    print("|---|---|---|---|---|---|")
+    rows = []
+    for low, high in zip(LEAST, (*LEAST[1:], 1.001), strict=True):
+        row = {
+            "false_accepts": with_interval(trials, measure, accepted(low)),
+            "false_rejects": with_interval(trials, measure, rejected(low)),
+            "right": with_interval(trials, measure, sure(low, high)),
+        }
+        count = int(((values >= low) & (values < high)).sum())
+        cells = f"{low} | {row['false_accepts']} | {row['false_rejects']}"
+        print(f"| {cells} | {min(high, 1.0)} | {count} | {row['right']} |")
+        plain = {key: estimate.plain() for key, estimate in row.items()}
+        rows.append({"min_relevance": low, "queries_up_to_next": count} | plain)
+    return rows
+
+
+def report(a: Half, b: Half, model_name: str, measures: dict[str, Measure]) -> list[dict[str, Any]]:
+    """Print the tables of each size of the collection, and give their figures."""
     model = costream.load(model_name)
     rng = random.Random(0)  # noqa: S311
     nonsense = [
@@ -277,6 +342,7 @@ def report(a: Half, b: Half, model_name: str, measures: dict[str, Measure]) -> N
     other = " ".join(OFF_TOPIC.split()).split("; ")
     strange = {"off topic": model.encode_texts(other), "nonsense": model.encode_texts(nonsense)}
     learned = [trial(a, size, seed) for size in SIZES for seed in range(REMOVALS)]
+    sizes = []
     for size in SIZES[1::2]:
         trials = [trial(b, size, 1000 + seed) for seed in range(REMOVALS)]
         count = len(trials[0].backgrounds)
@@ -285,17 +351,29 @@ def report(a: Half, b: Half, model_name: str, measures: dict[str, Measure]) -> N
         print(f"\n{shown} pictures, {REMOVALS} x {count} captions, {asked}")
         print("| | AUC | false accepts | false rejects | off topic accepted | nonsense accepted |")
         print("|---|---|---|---|---|---|")
+        rows = []
         for name, measure in measures.items():
             level = threshold(learned, measure)
-            cells = [
-                with_interval(trials, measure, auc),
-                with_interval(trials, measure, lambda _, out, t=level: float((out >= t).mean())),
-                with_interval(trials, measure, lambda own, _, t=level: float((own < t).mean())),
-            ]
-            for queries_QD in strange.values():
+            row = {
+                "auc": with_interval(trials, measure, auc),
+                "false_accepts": with_interval(trials, measure, accepted(level)),
+                "false_rejects": with_interval(trials, measure, rejected(level)),
+            }
+            foreign = {}
+            for kind, queries_QD in strange.items():
                 values = measure(ask(queries_QD, b.pictures_ND[:shown]))
-                cells.append(f"{float((values >= level).mean()):.2f}")
+                foreign[f"{kind} accepted"] = round(float((values >= level).mean()), 4)
+            cells = [str(cell) for cell in row.values()]
+            cells += [f"{share:.2f}" for share in foreign.values()]
             print(f"| {name}, at least {level:.3f} | {' | '.join(cells)} |")
+            plain = {key: estimate.plain() for key, estimate in row.items()}
+            rows.append({"what": name, "threshold": level} | plain | foreign)
+        by_least = by_threshold(trials, list(measures.values())[-1])
+        sizes.append(
+            {"pictures": shown, "captions": REMOVALS * count, "at_one_in_ten": rows}
+            | {"by_min_relevance": by_least}
+        )
+    return sizes
 
 
 def main() -> int:
@@ -306,6 +384,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model", default="cots-mini")
     parser.add_argument("--cache", type=Path, help="keep the vectors in this .npz file")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--fit", action="store_true", help="learn the constants and print them")
     options = parser.parse_args()
     a, b = read_halves(options.data, options.model, options.cache)
@@ -319,7 +398,16 @@ def main() -> int:
         "above chance (any model)": relative_relevance(relative),
         "relevance (this model)": measured_relevance(measured),
     }
-    report(a, b, options.model, measures)
+    sizes = report(a, b, options.model, measures)
+    if options.json is not None:
+        content = {
+            "model": options.model,
+            "data": f"half B of the dev split, {len(b.pictures_ND)} pictures, half of them removed",
+            "intervals": f"95 %, {RESAMPLES} resamplings of pictures",
+            "sizes": sizes,
+        }
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(content, indent=1) + "\n")
     return 0
 
 

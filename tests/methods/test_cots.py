@@ -43,6 +43,10 @@ Array = NDArray[np.float64]
 # --- the formulas in plain numpy, float64 ---
 
 
+SMALL = {"visual_tokenizer": "kmeans", "visual_codes": "8", "queue_size": "8", "filter_k": "none"}
+"""Settings for the contract of all methods."""
+
+
 def angles(*degrees: float) -> Array:
     """Unit vectors (N, 2)."""
     radians = np.radians(degrees)

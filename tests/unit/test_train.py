@@ -33,7 +33,8 @@ from costream.encoders.device import (
     precision,
     training_attention,
 )
-from costream.encoders.presets import DEFAULT_MODEL, PRESETS, find_preset
+from costream.encoders.locate import DEFAULT_MODEL
+from costream.encoders.presets import PRESETS, find_preset
 from costream.encoders.starting_weights import pretrained_model
 from costream.encoders.storage import save_model
 from costream.errors import ConfigError, DataError, WeightsError

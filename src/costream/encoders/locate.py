@@ -13,6 +13,8 @@ from costream.errors import WeightsError
 from costream.suggest import did_you_mean
 
 FORMAT: Final = "costream-model-1"
+DEFAULT_MODEL: Final = "cots-mini"
+"""The model that comes with costream: used, and trained on, where none is named."""
 
 V = TypeVar("V")
 

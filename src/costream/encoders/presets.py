@@ -88,9 +88,6 @@ PRESETS: Final[Mapping[str, DualConfig]] = {
 }
 """Name to form, of every model that can be started from random weights."""
 
-DEFAULT_MODEL: Final = COTS_MINI.name
-"""The model that is used, and trained on, where none is named."""
-
 
 def find_preset(name: str) -> DualConfig:
     """The form of a model of ours.

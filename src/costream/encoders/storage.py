@@ -24,6 +24,7 @@ from costream.config import from_dict, to_dict
 from costream.encoders.dual import DualConfig, DualEncoder, settings_hash, weight_digests
 from costream.encoders.fingerprint import file_digest, join_digests
 from costream.encoders.locate import (
+    DEFAULT_MODEL,
     FORMAT,
     check_tokenizer,
     field_of,
@@ -235,7 +236,7 @@ def _are_numbers(values: object, count: int) -> TypeGuard[list[float]]:
     )
 
 
-def load(name_or_dir: str | Path = "cots-mini", *, device: str | None = None) -> DualEncoder:
+def load(name_or_dir: str | Path = DEFAULT_MODEL, *, device: str | None = None) -> DualEncoder:
     """Load a model: one of ours, a Hugging Face directory, or a hub name like `openai/clip-...`.
 
     Args:

@@ -8,9 +8,9 @@ import torch
 
 from costream.encoders.device import default_device
 from costream.encoders.dual import DualEncoder
-from costream.encoders.locate import locate_model
+from costream.encoders.locate import DEFAULT_MODEL, locate_model
 from costream.encoders.preprocess import load_tokenizer
-from costream.encoders.presets import DEFAULT_MODEL, find_preset
+from costream.encoders.presets import find_preset
 from costream.encoders.starting_weights import pretrained_model
 from costream.encoders.storage import load
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from costream.encoders.light.text import TextEncoder, load_text_encoder
 from costream.encoders.light.vision import ImageEncoder, load_image_encoder
+from costream.encoders.locate import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from costream.data.picture import PictureSource
@@ -28,7 +29,7 @@ class LightEncoder:
         (1, 256)
     """
 
-    def __init__(self, name_or_dir: str | Path = "cots-mini") -> None:
+    def __init__(self, name_or_dir: str | Path = DEFAULT_MODEL) -> None:
         self._name = name_or_dir
         self._reader: TextEncoder | None = None
         self._viewer: ImageEncoder | None = None

@@ -28,7 +28,13 @@ from costream.encoders.light.model_files import (
     read_weights,
     space_of,
 )
-from costream.encoders.locate import check_tokenizer, field_of, locate_model, read_description
+from costream.encoders.locate import (
+    DEFAULT_MODEL,
+    check_tokenizer,
+    field_of,
+    locate_model,
+    read_description,
+)
 from costream.encoders.preprocess import TextPreprocess, check_list, load_tokenizer, tokenize
 from costream.records import Space
 
@@ -118,7 +124,7 @@ def _is_light(description: Mapping[str, Any], source: Path) -> bool:
     return covers(_TOWER, tower) and covers(LAYERS, field_of(tower, "transformer", source, dict))
 
 
-def load_text_encoder(name_or_dir: str | Path = "cots-mini") -> TextEncoder:
+def load_text_encoder(name_or_dir: str | Path = DEFAULT_MODEL) -> TextEncoder:
     """Load what a search by words needs, without torch where the model allows it.
 
     Args:

@@ -29,7 +29,7 @@ from costream.encoders.light.model_files import (
     space_of,
 )
 from costream.encoders.light.stem import STEM, LightStem
-from costream.encoders.locate import field_of, locate_model, read_description
+from costream.encoders.locate import DEFAULT_MODEL, field_of, locate_model, read_description
 from costream.encoders.preprocess import ImagePreprocess, check_list
 from costream.records import Space
 
@@ -133,7 +133,7 @@ def _is_light(description: Mapping[str, Any], source: Path) -> bool:
     )
 
 
-def load_image_encoder(name_or_dir: str | Path = "cots-mini") -> ImageEncoder:
+def load_image_encoder(name_or_dir: str | Path = DEFAULT_MODEL) -> ImageEncoder:
     """Load what a search by example needs, without torch where the model allows it.
 
     Args:

@@ -64,12 +64,25 @@ def run(
         int,
         typer.Option("--max-moments", metavar="NUMBER", help="Most vectors of a video."),
     ] = DEFAULT_SAMPLING.max_frames,
+    precision: Annotated[
+        Literal["float32", "bfloat16"],
+        typer.Option(
+            "--precision", help="Of a model on a CPU; bfloat16 is faster where the CPU has it."
+        ),
+    ] = "float32",
     as_json: AsJson = False,
 ) -> int:
     """Index pictures and clips."""
     sampling = replace(DEFAULT_SAMPLING, every_s=every, max_frames=max_moments)
     report, holdings = index_files(
-        paths, index, model, prune=prune, engine=engine, ocr=ocr, sampling=sampling
+        paths,
+        index,
+        model,
+        prune=prune,
+        engine=engine,
+        ocr=ocr,
+        sampling=sampling,
+        precision=precision,
     )
     if as_json:
         counts = {k: v for k, v in asdict(report).items() if k != "failures"}
@@ -96,6 +109,7 @@ def index_files(
     engine: Literal["local", "ray"] = "local",
     ocr: bool = False,
     sampling: Sampling = DEFAULT_SAMPLING,
+    precision: Literal["float32", "bfloat16"] = "float32",
 ) -> tuple[UpdateReport, dict[str, int]]:
     """Bring an index up to date.
 
@@ -107,6 +121,7 @@ def index_files(
         engine: Where pictures are embedded.
         ocr: Whether to read the words in pictures that are embedded.
         sampling: Which moments of videos that are embedded get a vector.
+        precision: Of the model's matrix products on a CPU.
 
     Returns:
         What was done, and how many `pictures`, `videos` and `sounds` the index holds now.
@@ -114,14 +129,16 @@ def index_files(
     Raises:
         DataError: When a path is absent, or nothing that looks like a picture or a clip is there.
         SpaceMismatch: When the index was made with another model.
-        ConfigError: When the engine, the database's driver or tesseract is not installed, pruning
-            or reading words is asked of a cluster, or a number is out of range.
+        ConfigError: When the engine, the database's driver or tesseract is not installed, pruning,
+            reading words or a precision is asked of a cluster, or a number is out of range.
+        NumericalError: When the model gives other vectors in bfloat16.
     """
     from costream.data.ocr import check_ocr, read_text
     from costream.index import open_index, update_index
 
-    if engine == "ray" and (prune or ocr):
-        option = "--prune" if prune else "--ocr"
+    asked = {"--prune": prune, "--ocr": ocr, "--precision": precision != "float32"}
+    option = next((name for name, is_asked in asked.items() if is_asked), "")
+    if engine == "ray" and option:
         raise ConfigError(
             f"got {option} with --engine ray, expected one of them",
             hint=f"use {option} in a run of its own, without --engine",
@@ -132,6 +149,7 @@ def index_files(
     _check_paths(paths, place, prune=prune)
     name = model_name or _model_of(place) or DEFAULT_MODEL
     model = _load(name)
+    model.precision = precision
     with open_index(place, create=True) as index:
         if index.space is None or index.space == model.space:
             remember_model(place, name)
@@ -196,8 +214,10 @@ def _model_of(place: str | Path) -> str | None:
 
 
 def _load(name: str) -> Any:
+    from costream.encoders.device import keep_freed_memory
     from costream.encoders.storage import load
 
+    keep_freed_memory()
     return load(name)
 
 

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from costream.encoders.linear import Linear
+
 LayerHook = Callable[[int, Tensor], Tensor]
 """Called before each layer with its number and the tokens (B, T, D); returns the tokens to use.
 
@@ -65,8 +67,8 @@ class Attention(nn.Module):
         if width % heads:
             raise ValueError(f"width must be a multiple of heads, got {width=} and {heads=}")
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.out = Linear(width, width)
 
     def forward(self, x: Tensor, mask: Tensor | None, *, causal: bool) -> Tensor:
         """(B, T, D) to (B, T, D); `mask` bool (B, T) is True where a token may be attended to."""
@@ -93,8 +95,8 @@ class Layer(nn.Module):
         self.drop_path = drop_path
         self.attention = Attention(config.width, config.heads)
         self.attention_norm = nn.LayerNorm(config.width, eps=config.norm_eps)
-        self.mlp_in = nn.Linear(config.width, config.mlp_width)
-        self.mlp_out = nn.Linear(config.mlp_width, config.width)
+        self.mlp_in = Linear(config.width, config.mlp_width)
+        self.mlp_out = Linear(config.mlp_width, config.width)
         self.mlp_norm = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.attention_scale: nn.Parameter | None = None
         self.mlp_scale: nn.Parameter | None = None

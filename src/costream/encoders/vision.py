@@ -25,6 +25,7 @@ from costream.encoders.blocks import (
     both_hooks,
 )
 from costream.encoders.efficientnet import EfficientNetConfig, EfficientNetLite
+from costream.encoders.linear import Linear
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,8 +70,8 @@ class AttentionPool(nn.Module):
         self.probe = nn.Parameter(torch.randn(1, 1, config.width) * 0.02)
         self.attention = nn.MultiheadAttention(config.width, config.heads, batch_first=True)
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
-        self.mlp_in = nn.Linear(config.width, config.mlp_width)
-        self.mlp_out = nn.Linear(config.mlp_width, config.width)
+        self.mlp_in = Linear(config.width, config.mlp_width)
+        self.mlp_out = Linear(config.mlp_width, config.width)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, T, D) to (B, D)."""

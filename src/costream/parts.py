@@ -91,10 +91,13 @@ class System:
     Attributes:
         model: After all surgery.
         parts: Of all methods together.
+        beside: Words of the methods that leave the model as it is, and so are not in its
+            configuration: its vectors, and indexes made of them, stay the same.
     """
 
     model: DualEncoder
     parts: Parts = Parts()
+    beside: tuple[str, ...] = ()
 
 
 def compose(parts: Sequence[Parts], names: Sequence[str] | None = None) -> Parts:

@@ -8,6 +8,7 @@ together by them when it is loaded.
 from __future__ import annotations
 
 import importlib
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -45,7 +46,7 @@ class Method:
     def words(self) -> str:
         """Name and settings as on a command line."""
         settings = settings_as_text(self.config)
-        return " ".join([self.card.name, *(f"{key}={text}" for key, text in settings.items())])
+        return shlex.join([self.card.name, *(f"{key}={text}" for key, text in settings.items())])
 
 
 def find_module(name: str) -> tuple[Card, ModuleType]:
@@ -62,19 +63,26 @@ def read_method(words: str) -> Method:
     """A method from words.
 
     Args:
-        words: Name, then `key=value` settings, with spaces between.
+        words: Name, then `key=value` settings, with spaces between; a value with spaces in quotes,
+            as in a shell.
 
     Returns:
         The method with its settings.
 
     Raises:
-        ConfigError: When there is no such method, or it has no such setting.
+        ConfigError: When there is no such method, it has no such setting, or a quote is not closed.
 
     Example:
         >>> read_method("cots mvm=0").words
         'cots mvm=0.0'
     """
-    name, *settings = words.split()
+    try:
+        name, *settings = shlex.split(words)
+    except ValueError as error:
+        raise ConfigError(
+            f"got the method {words!r}, expected NAME KEY=VALUE ...",
+            hint="put a value with spaces in quotes, and close them",
+        ) from error
     card, module = find_module(name)
     pairs = dict(word.partition("=")[::2] for word in settings)
     return Method(card=card, module=module, config=parse_settings(module.Config, pairs))
@@ -137,11 +145,18 @@ def load_system(
     own = [read_method(words) for words in model.config.methods]
     # Their surgery is done; asked again, they only say what else they bring.
     parts = [method.module.parts(method.config, Base(model=model)) for method in own]
-    added = [read_method(words) for words in more]
+    added, before = [read_method(words) for words in more], model.config.methods
     system = apply_methods(model, added)
+    beside: tuple[str, ...] = ()
+    if not system.parts.surgery:
+        # What changes no vector must not change the space of the vectors either.
+        beside = tuple(method.words for method in added)
+        model.config = replace(model.config, methods=before)
     names = [method.card.name for method in own]
     whole = compose([*parts, system.parts], [*names, "+".join(m.card.name for m in added)])
-    return System(model=system.model, parts=replace(whole, surgery=system.parts.surgery))
+    return System(
+        model=system.model, parts=replace(whole, surgery=system.parts.surgery), beside=beside
+    )
 
 
 def run_protocol(words: str, system: System, data: DataSet) -> Report:

@@ -98,8 +98,9 @@ def describe_system(system: System) -> dict[str, Any]:
     """What was measured: the model, its methods, and how it scores."""
     parts = system.parts
     described = describe_model(system.model)
-    if system.model.config.methods:
-        described["methods"] = list(system.model.config.methods)
+    methods = (*system.model.config.methods, *system.beside)
+    if methods:
+        described["methods"] = list(methods)
     if parts.scorer is not None:
         described["scorer"] = type(parts.scorer).__name__
     if parts.rank:
@@ -226,7 +227,10 @@ def rescore_all(
 ) -> NDArray[np.float32]:
     """Scores after all rank steps, one after the other."""
     context = RankContext(
-        queries=queries.pooled.numpy(), items=items.pooled.numpy(), modality=queries.modality
+        queries=queries.pooled.numpy(),
+        items=items.pooled.numpy(),
+        modality=queries.modality,
+        item_modality=items.modality,
     )
     for step in steps:
         scores = step.rescore(scores, context)

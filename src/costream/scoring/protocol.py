@@ -52,11 +52,13 @@ class RankContext:
         queries: Unit vectors float32 (Q, D).
         items: Unit vectors float32 (C, D), the columns of the scores.
         modality: Of the queries.
+        item_modality: Of the items.
     """
 
     queries: NDArray[np.float32]
     items: NDArray[np.float32]
     modality: str
+    item_modality: str = "image"
 
 
 class RankStep(Protocol):
@@ -86,5 +88,14 @@ class ItemBias(Protocol):
     it, by one more coordinate.
     """
 
-    def bias(self, items: NDArray[np.float32], modality: str) -> Scores:
-        """What is subtracted, float32 (C,), of items (C, D) for queries of a modality."""
+    def bias(self, items: NDArray[np.float32], modality: str, item_modality: str) -> Scores:
+        """What is subtracted.
+
+        Args:
+            items: Unit vectors float32 (C, D).
+            modality: Of the queries.
+            item_modality: Of the items.
+
+        Returns:
+            float32 (C,); that of an item does not depend on the others.
+        """

@@ -7,7 +7,6 @@ import json
 import os
 import platform
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,8 +152,7 @@ def report_page(results: Mapping[str, ClaimResult], cards: Mapping[str, Card]) -
     for name, card in cards.items():
         if name in results:
             parts.append(_section(results[name], card))
-    made = time.strftime("%Y-%m-%d", time.gmtime())
-    parts.append(f"<footer>Made by <code>costream reproduce --report</code>, {made}.</footer>")
+    parts.append("<footer>Made by <code>costream reproduce --report</code>.</footer>")
     return "\n".join(parts) + "\n</main></body></html>\n"
 
 

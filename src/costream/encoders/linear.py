@@ -1,8 +1,8 @@
 """A linear layer whose float32 product takes the faster of PyTorch's two libraries on a CPU.
 
 PyTorch gives matrix products to MKL and convolutions to oneDNN. A linear layer is a convolution of
-one pixel; on AMD's processors that was 2.2 times faster (180 and 400 GFLOP/s on two cores of Zen 5)
-and differed by the rounding of float32 only.
+one pixel; on two cores of an AMD Zen 5 that was 2.2 times faster (180 and 400 GFLOP/s), for MKL
+does not use AVX-512 there. The results differ by the rounding of float32 only.
 
 Shape letters: T rows, K inputs, N outputs.
 """
@@ -10,7 +10,8 @@ Shape letters: T rows, K inputs, N outputs.
 from __future__ import annotations
 
 import functools
-import time
+import platform
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,6 @@ from torch.nn import functional
 
 # Below so many rows the time goes elsewhere.
 _FEWEST_ROWS = 128
-_WORTHWHILE = 1.2
 
 
 class Linear(nn.Linear):
@@ -26,49 +26,32 @@ class Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., K) to (..., N)."""
-        if _is_for_onednn(input, self.weight) and onednn_speedup() > _WORTHWHILE:
+        if _is_for_onednn(input, self.weight) and mkl_is_slow():
             return _as_convolution(input, self.weight, self.bias)
         return functional.linear(input, self.weight, self.bias)
 
 
 @functools.cache
-def onednn_speedup(rows: int = 800, width: int = 768, rounds: int = 3) -> float:
-    """How many times faster a linear layer is as a convolution on this CPU.
+def mkl_is_slow() -> bool:
+    """Whether this is a processor whose widest instructions MKL leaves unused: AMD's with AVX-512.
 
-    Measured once a process, in some 50 ms. Changes no random state.
-
-    Args:
-        rows: T.
-        width: K and N.
-        rounds: Runs timed of each kind after a first one; the fastest counts.
-
-    Returns:
-        Seconds of the plain product divided by those of the convolution.
+    Asked for by name, not measured: a busy machine must not change the rounding of vectors.
     """
-    with torch.inference_mode(), torch.autocast("cpu", enabled=False):
-        x = torch.full((rows, width), 0.5)
-        weight, bias = torch.full((width, width), 0.5), torch.zeros(width)
-        seconds = []
-        for product in (functional.linear, _as_convolution):
-            times = []
-            for _ in range(rounds + 1):
-                start = time.perf_counter()
-                product(x, weight, bias)
-                times.append(time.perf_counter() - start)
-            seconds.append(min(times))
-    return seconds[0] / seconds[1]
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return False
+    told = Path("/proc/cpuinfo")
+    about = told.read_text() if told.exists() else platform.processor()
+    return "AuthenticAMD" in about and torch.backends.mkldnn.is_available()
 
 
 def _is_for_onednn(x: Tensor, weight: Tensor) -> bool:
-    # Not where gradients are recorded or momentum towers run: a resumed training run must take the
-    # same products as the first one, whatever was measured.
+    # Not where gradients are recorded: both directions of a training step use the same library.
     return (
         torch.is_inference_mode_enabled()
         and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
         and x.numel() >= _FEWEST_ROWS * weight.shape[1]
-        and torch.backends.mkldnn.is_available()
     )
 
 

@@ -91,6 +91,14 @@ def test_numpy_and_torch_give_the_same_vectors(seed: int, tmp_path: Path) -> Non
     assert light.space == full.space
 
 
+def test_texts_together_get_the_vectors_that_each_gets_alone(tmp_path: Path) -> None:
+    save_model(livened(tiny_model(bert(3), seed=3), 3), tmp_path)
+    light = load_text_encoder(tmp_path)
+    many = [f"{text} {number}" for number in range(6) for text in TEXTS]
+    alone = np.concatenate([light.encode_texts([text]) for text in many])
+    assert np.abs(light.encode_texts(many) - alone).max() < 1e-6
+
+
 def test_no_texts_and_not_a_list(tmp_path: Path) -> None:
     light = load_text_encoder(save_model(tiny_model(), tmp_path))
     assert light.encode_texts([]).shape == (0, 8)

@@ -1,11 +1,11 @@
-"""Transformer layers in numpy, on one item at a time.
+"""Transformer layers in numpy. The tokens of several items lie one after the other, unpadded.
 
 Shape letters: T tokens, D width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -63,27 +63,36 @@ def normalise(x: Array, weights: Weights, name: str, eps: float) -> Array:
     return result
 
 
-def transform(x: Array, weights: Weights, name: str, settings: Mapping[str, Any]) -> Array:
+def transform(
+    x: Array,
+    weights: Weights,
+    name: str,
+    settings: Mapping[str, Any],
+    *,
+    lengths: Sequence[int] | None = None,
+) -> Array:
     """Run a stack of layers.
 
     Args:
-        x: Tokens (T, D).
+        x: Tokens (T, D) of one item, or of several.
         weights: Of the model.
         name: Of the stack.
         settings: Its options, of the kind that `LAYERS` lists.
+        lengths: Number of tokens of each item; None for one item.
 
     Returns:
         float32 (T, D).
     """
     eps = float(settings["norm_eps"])
+    lengths = [len(x)] if lengths is None else lengths
     for number in range(settings["depth"]):
         layer = f"{name}.layers.{number}"
         if settings["norm"] == "pre":
             seen = normalise(x, weights, f"{layer}.attention_norm", eps)
-            x = x + _attend(seen, weights, f"{layer}.attention", settings["heads"])
+            x = x + _attend(seen, weights, f"{layer}.attention", settings["heads"], lengths)
             x = x + _feed_forward(normalise(x, weights, f"{layer}.mlp_norm", eps), weights, layer)
         else:
-            mixed = _attend(x, weights, f"{layer}.attention", settings["heads"])
+            mixed = _attend(x, weights, f"{layer}.attention", settings["heads"], lengths)
             x = normalise(x + mixed, weights, f"{layer}.attention_norm", eps)
             x = normalise(x + _feed_forward(x, weights, layer), weights, f"{layer}.mlp_norm", eps)
     return x
@@ -95,15 +104,22 @@ def unit(vector: Array) -> Array:
     return result
 
 
-def _attend(x: Array, weights: Weights, name: str, heads: int) -> Array:
+def _attend(x: Array, weights: Weights, name: str, heads: int, lengths: Sequence[int]) -> Array:
     tokens, width = x.shape
     qkv = linear(x, weights, f"{name}.qkv").reshape(tokens, 3, heads, width // heads)
+    items = np.split(qkv, np.cumsum(lengths)[:-1])
+    mixed = np.concatenate([_mixed(item).reshape(-1, width) for item in items])
+    return linear(mixed, weights, f"{name}.out")
+
+
+def _mixed(qkv: Array) -> Array:
+    """What the tokens of one item, (T, 3, heads, D), tell each other: (T, heads, D)."""
     query, key, value = qkv.transpose(1, 2, 0, 3)
-    scores = query @ key.transpose(0, 2, 1) / np.float32((width // heads) ** 0.5)
+    scores = query @ key.transpose(0, 2, 1) / np.float32(query.shape[-1] ** 0.5)
     scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
     shares = scores / scores.sum(axis=-1, keepdims=True)
-    mixed = (shares @ value).transpose(1, 0, 2).reshape(tokens, width)
-    return linear(mixed, weights, f"{name}.out")
+    mixed: Array = (shares @ value).transpose(1, 0, 2)
+    return mixed
 
 
 def _feed_forward(x: Array, weights: Weights, layer: str) -> Array:

@@ -22,6 +22,9 @@ from PIL import Image
 from costream.data.decode_apart import Decoders
 from costream.errors import CostreamError
 from costream.index import Index, Item, ingest, update, update_index
+from costream.index import copy as copying
+from costream.index.backup import backup_index, restore_index
+from costream.index.copy import copy_index
 from costream.records import Space
 
 DIM = 27
@@ -102,6 +105,29 @@ def just_open(directory: str) -> None:
     say("end")
 
 
+def back_up(directory: str, target: str) -> None:
+    """Back an index up."""
+    say("go")
+    backup_index(Path(directory), Path(target))
+    say("end")
+
+
+def restore(source: str, directory: str) -> None:
+    """Put a backup in the place of an index."""
+    say("go")
+    restore_index(Path(source), Path(directory), replace=True)
+    say("end")
+
+
+def copy(source: str, target: str) -> None:
+    """Copy an index in steps of twenty items, saying how many are done."""
+    copying._AT_ONCE = 20
+    with Index.open(source) as held, Index.open(target, create=True) as made:
+        say("go")
+        copy_index(held, made, progress=say)
+    say("end")
+
+
 def fill(directory: str, most_bytes: str) -> None:
     """Add until the disk is full, then say how."""
     with Index.open(directory, create=True) as index:
@@ -168,4 +194,5 @@ def say(what: object) -> None:
 if __name__ == "__main__":
     verbs = {"churn": churn, "update": update_pictures, "fill": fill}
     verbs |= {"as_nobody": as_nobody, "open": just_open}
+    verbs |= {"backup": back_up, "restore": restore, "copy": copy}
     verbs[sys.argv[1]](*sys.argv[2:])

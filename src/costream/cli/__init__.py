@@ -26,6 +26,7 @@ VERBS = (
     "search",
     "serve",
     "mcp",
+    "forget",
     "train",
     "evaluate",
     "reproduce",
@@ -34,10 +35,17 @@ VERBS = (
     "doctor",
     "demo",
 )
+# What can be done to an index as a whole: `costream index check`, beside `costream index PATH...`.
+INDEX_VERBS = ("copy", "check", "backup", "restore")
 
 # The parent of all usage errors; typer has moved it between modules, but not out of this place.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 _STOPPED = 130
+_INDEX_COMMANDS = tuple(f"index {verb}" for verb in INDEX_VERBS)
+_INDEX_EPILOG = (
+    f"Also: costream index {'|'.join(INDEX_VERBS)}, each with a --help of its own. A folder of "
+    "such a name is given as ./NAME."
+)
 _SETTINGS = {"help_option_names": ["-h", "--help"]}
 
 
@@ -48,9 +56,9 @@ class _VerbsWhenUsed(TyperGroup):
         return list(VERBS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        if cmd_name not in VERBS:
+        if cmd_name not in VERBS and cmd_name not in _INDEX_COMMANDS:
             return None
-        module = import_module(f"costream.cli.{cmd_name}")
+        module = import_module(f"costream.cli.{cmd_name.replace(' ', '_')}")
         verb = typer.Typer(
             add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
         )
@@ -59,6 +67,7 @@ class _VerbsWhenUsed(TyperGroup):
         verb.command(
             name=cmd_name,
             help=about,
+            epilog=_INDEX_EPILOG if cmd_name == "index" else None,
             short_help=about.partition(";")[0].rstrip("."),
             no_args_is_help=False,
             context_settings=_SETTINGS,
@@ -74,6 +83,8 @@ class _VerbsWhenUsed(TyperGroup):
                 f"expected {', '.join(VERBS)}",
                 hint="see costream --help",
             )
+        if (name := " ".join(args[:2])) in _INDEX_COMMANDS:
+            return name, self.get_command(ctx, name), args[2:]
         return super().resolve_command(ctx, args)
 
 
@@ -174,6 +185,8 @@ def _usage(error: Exception, arguments: Sequence[str]) -> tuple[str, str]:
     # Every usage error of typer has it; the stable class to say so is not public.
     message = str(error.format_message()).rstrip(".")  # type: ignore[attr-defined]
     verb = f" {arguments[0]}" if arguments and arguments[0] in VERBS else ""
+    if (name := " ".join(arguments[:2])) in _INDEX_COMMANDS:
+        verb = f" {name}"
     quotes = "put words that belong together into quotes; " if "extra argument" in message else ""
     return message, f"{quotes}see costream{verb} --help"
 

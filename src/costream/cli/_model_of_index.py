@@ -74,3 +74,12 @@ def recall_model(place: str | os.PathLike[str], space: Space | None) -> str | No
             hint="delete it and give --model",
         )
     return name
+
+
+def copy_note(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Note beside a copy of an index what is noted beside the index, if anything is."""
+    if is_address(source) or not (Path(source) / _FILE).exists():
+        return
+    name = recall_model(source, None)
+    if name is not None:
+        remember_model(target, name)

@@ -21,6 +21,7 @@ from costream.cli.output import (
     say_json,
     shown_path,
 )
+from costream.cli.places import public_place
 from costream.config import check_config
 from costream.data.video import DEFAULT_SAMPLING, Sampling
 from costream.errors import ConfigError, DataError
@@ -87,7 +88,7 @@ def run(
     if as_json:
         counts = {k: v for k, v in asdict(report).items() if k != "failures"}
         say_json(
-            {"index": json_path(_whole_name(index))["path"]}
+            {"index": json_path(public_place(index))["path"]}
             | holdings
             | counts
             | {"failures": failure_list(report.failures)}
@@ -179,15 +180,6 @@ def _holdings(index: SearchIndex) -> dict[str, int]:
     return {name: index.count(Filter(modality=(kind,))) for name, kind in kinds}
 
 
-def _whole_name(place: str) -> str:
-    """A place as it can be used from anywhere; never with a password."""
-    if is_address(place):
-        from costream.index.postgres import public_url
-
-        return public_url(place)
-    return str(Path(place).absolute())
-
-
 def _check_paths(paths: list[Path], place: str | Path, *, prune: bool) -> None:
     """Refuse what would make an empty index before a model is loaded or a folder is made."""
     from costream.data.walk import IMAGE_SUFFIXES, VIDEO_SUFFIXES, find_media
@@ -235,7 +227,7 @@ def _in_words(report: UpdateReport, holdings: Mapping[str, int], place: str) -> 
         if count
     ]
     done = ", ".join(parts) or "nothing to do"
-    where = _whole_name(place) if is_address(place) else shown_path(place)
+    where = public_place(place) if is_address(place) else shown_path(place)
     return f"{done}; {in_all(holdings)} in {where}"
 
 

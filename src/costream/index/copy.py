@@ -109,7 +109,11 @@ def _differing(source: SearchIndex, target: SearchIndex, items: Sequence[Item]) 
 
 
 def _verify(source: SearchIndex, target: SearchIndex) -> None:
-    if source.items() != target.items():
+    items = source.items()
+    same = items == target.items()
+    for start in range(0, len(items), _AT_ONCE):
+        same = same and not _differing(source, target, items[start : start + _AT_ONCE])
+    if not same:
         raise DataError(
             f"{source.location} and {target.location} hold different items after copying",
             hint="one of them was changed meanwhile: run it again",

@@ -144,11 +144,10 @@ def _create(directory: Path, path: Path) -> None:
                 make_tables(connection)
             finally:
                 connection.close()
-            _publish(draft, path)
+            publish(draft, path)
         finally:
             for suffix in ("", "-wal", "-shm"):
                 draft.with_name(draft.name + suffix).unlink(missing_ok=True)
-        _sync_directory(directory)
 
 
 def make_tables(connection: sqlite3.Connection) -> None:
@@ -163,7 +162,8 @@ def make_tables(connection: sqlite3.Connection) -> None:
     schema.begin_history(connection, schema.State())
 
 
-def _publish(draft: Path, path: Path) -> None:
+def publish(draft: Path, path: Path) -> None:
+    """Give a whole database its name, unless there is one of that name."""
     try:
         path.hardlink_to(draft)
     except FileExistsError:
@@ -173,9 +173,11 @@ def _publish(draft: Path, path: Path) -> None:
         # same instant could here replace each other's, still empty, database.
         if not path.exists():
             draft.replace(path)
+    sync_directory(path.parent)
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
+    """Make durable which files there are in a directory."""
     if os.name == "nt":
         return
     handle = os.open(directory, os.O_RDONLY)

@@ -24,7 +24,7 @@ from costream.index import (
     conditions,
     database,
     integrity,
-    maintenance,
+    purging,
     resident,
     rows,
     schema,
@@ -440,9 +440,9 @@ class Index:
     def forget(self, ids: Iterable[str]) -> int:
         """Remove items so that no file of the index holds a byte of them any more.
 
-        Rewrites the database, which takes seconds for large indexes and needs as much free space
-        again. After an error or a kill, call it again with the same ids. Copies that were made
-        elsewhere, such as backups, are not touched.
+        Thumbnails that the service made of them go, too. Rewrites the database, which takes seconds
+        for large indexes and needs as much free space again. After an error or a kill, call it
+        again with the same ids. Copies that were made elsewhere, such as backups, are not touched.
 
         Args:
             ids: Ids; those that are not in the index are ignored.
@@ -456,7 +456,7 @@ class Index:
         removed = self.remove(ids)
         with self._session.lock:
             self._resident = None
-            maintenance.purge(self._session)
+            purging.purge(self._session)
         return removed
 
     def touch(self, items: Sequence[Item]) -> None:

@@ -13,6 +13,7 @@ from typing import Literal
 from costream.errors import DataError
 from costream.index import Filter, Item
 from costream.index.protocol import SearchIndex
+from costream.index.thumbnails import thumbnail_folder
 from costream.serve.ids import PublicIds
 from costream.serve.place import Place
 from costream.serve.problems import Problem
@@ -21,7 +22,6 @@ from costream.serve.thumbnails import ThumbnailStore
 
 Sort = Literal["name", "date"]
 
-_THUMBNAILS = "thumbnails"
 _SECRET = "serve.secret"  # noqa: S105  the name of a file
 # Reading every name takes a second at 100,000 items, and during indexing the state changes all the
 # time.
@@ -53,7 +53,7 @@ class Collection:
         folder = (cache or place.cache).absolute()
         self.ids = PublicIds(None if settings.shows_paths else _secret_of(folder))
         self.thumbnails = ThumbnailStore(
-            folder / _THUMBNAILS,
+            thumbnail_folder(folder),
             max_pixels=settings.limits.pixels * 2,
             max_bytes=settings.limits.picture_file_bytes,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from costream.index import open_index
 from costream.index.database import FILE_NAME
 from costream.index.protocol import SearchIndex
+from costream.index.thumbnails import cache_of_database
 
 
 class Place:
@@ -49,10 +49,7 @@ class Place:
         """Where what is made of the index may be kept: beside it, or below the user's caches."""
         if self.folder is not None:
             return self.folder
-        home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111
-        # By the location, which has no password.
-        digest = hashlib.sha256(self.index.location.encode()).hexdigest()[:16]
-        return Path(home) / "costream" / f"served-{digest}"
+        return cache_of_database(self.index.location)
 
     def close(self) -> None:
         """Give the files, or the connection, back."""

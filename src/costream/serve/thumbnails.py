@@ -24,6 +24,7 @@ from costream.data.decode import open_image
 from costream.data.decode_apart import Decoders
 from costream.errors import DataError
 from costream.index.records import Item
+from costream.index.thumbnails import remove_other_thumbnails, thumbnail_path
 from costream.serve import files
 from costream.serve.problems import Problem
 
@@ -167,16 +168,10 @@ class ThumbnailStore:
         Returns:
             How many files were deleted.
         """
-        removed = 0
-        for path in self._folder.glob("??/*"):
-            if path.name.partition("-")[0] not in hashes:
-                path.unlink(missing_ok=True)
-                removed += 1
-        return removed
+        return remove_other_thumbnails(self._folder, hashes)
 
     def _path(self, digest: str, size: Size, moment: float | None) -> Path:
-        when = "" if moment is None else f"-{round(1000 * moment)}"
-        return self._folder / digest[:2] / f"{digest}-{int(size)}{when}.jpg"
+        return thumbnail_path(self._folder, digest, int(size), moment)
 
     def _read(self, path: Path) -> bytes | None:
         try:

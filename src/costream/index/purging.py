@@ -1,10 +1,11 @@
-"""What an index needs now and then: proven deletion, backup, restoring, repair."""
+"""Rewriting an index so that nothing is left of what was removed."""
 
 from __future__ import annotations
 
 from costream.errors import DataError
 from costream.index import codes, database, rows, schema, words
 from costream.index.session import Session
+from costream.index.thumbnails import remove_other_thumbnails, thumbnail_folder
 
 
 def purge(session: Session) -> None:
@@ -22,6 +23,8 @@ def purge(session: Session) -> None:
         # Removed rows leave traces in the gaps of pages that were split; fresh pages have none.
         connection.execute("VACUUM")
         codes.remove_all(session.directory)
+        hashes = {h for (h,) in connection.execute("SELECT content_hash FROM items")}
+        remove_other_thumbnails(thumbnail_folder(session.directory), hashes)
         busy, *_ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     if busy:
         raise DataError(

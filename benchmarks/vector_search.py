@@ -4,6 +4,8 @@
     python benchmarks/vector_search.py --rows 50000        # a minute
     python benchmarks/vector_search.py --slow              # with graphs: half an hour more
     python benchmarks/vector_search.py --engines exact four_bit faiss
+    python benchmarks/vector_search.py --set DIR --json FILE   # in pieces: DIR keeps the vectors,
+                                       # FILE the lines of engines that were measured before
 
 Peers are those of `requirements.txt`; one that is not installed is left out with a note. Every
 engine runs in a process of its own, one after the other. Queries are texts and vectors pictures, as
@@ -23,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import _machine
+import _results
 import _vectors
 import numpy as np
 from _engines import ENGINES
@@ -109,7 +112,8 @@ def measured(name: str, folder: Path) -> dict[str, Any] | None:
     if done.returncode:
         print(f"{entry.name}: failed\n{done.stderr[-2000:]}", file=sys.stderr)
         return None
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result | _results.stamp(entry.package)
 
 
 def print_table(results: list[dict[str, Any]], rows: int, dim: int) -> None:
@@ -125,7 +129,7 @@ def print_table(results: list[dict[str, Any]], rows: int, dim: int) -> None:
     for r in results:
         entry = ENGINES[r["name"]]
         print(
-            f"| {entry.name} ({entry.package} {entry.version}) | {r['build_s']:.1f} "
+            f"| {entry.name} ({r['version']}) | {r['build_s']:.1f} "
             f"| {r['p50_ms']:.2f}, {r['p95_ms']:.2f} | {reference['p50_ms'] / r['p50_ms']:.1f} "
             f"| {r['batch_qps']:,.0f} | {r['batch_qps'] / reference['batch_qps']:.1f} "
             f"| {r['recall']:.4f} | {r['memory_mb']:,.0f} |"
@@ -144,6 +148,7 @@ def main() -> int:
     parser.add_argument("--engines", nargs="+", choices=list(ENGINES))
     parser.add_argument("--slow", action="store_true", help="also what takes minutes to build")
     parser.add_argument("--json", type=Path, help="where to write the numbers as well")
+    parser.add_argument("--set", type=Path, help="where the vectors are kept for another run")
     parser.add_argument("--engine", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -154,14 +159,18 @@ def main() -> int:
         name for name, entry in ENGINES.items() if options.slow or not entry.is_slow
     ]
     warning = _machine.load_warning()
-    with tempfile.TemporaryDirectory() as folder:
-        make_set(Path(folder), options.rows, options.dim, options.queries, options.seed)
-        results = [r for name in chosen if (r := measured(name, Path(folder))) is not None]
+    with tempfile.TemporaryDirectory() as made:
+        folder = options.set or Path(made)
+        if not (folder / "truth.npy").exists():
+            folder.mkdir(exist_ok=True)
+            make_set(folder, options.rows, options.dim, options.queries, options.seed)
+        results = [r for name in chosen if (r := measured(name, folder)) is not None]
+    results = _results.merged(options.json, results, list(ENGINES))
     print_table(results, options.rows, options.dim)
     if warning:
         print(f"\nNot to be trusted: {warning}.")
     if options.json:
-        options.json.write_text(json.dumps(results, indent=1) + "\n")
+        _results.write(options.json, results, rows=options.rows, dim=options.dim)
     return 0
 
 

@@ -29,6 +29,8 @@ FOLDER = "codes"
 # The state before the first.
 NOTHING = bytes(16)
 _SUFFIX = ".f16"
+# 4-bit codes of a file of vectors, and the seal that tells whose they are.
+CODES, SEAL = ".four_bit", ".seal"
 # Magic, version, dimensions, vectors, keys, longest vector, the states from and to, generation;
 # then its own checksum. After it the keys (int64), places (int64) and vectors (float16), and a
 # checksum for each of these and for each block of vectors.
@@ -211,9 +213,14 @@ def files(directory: Path) -> list[Path]:
     return sorted((directory / FOLDER).glob(f"*{_SUFFIX}"))
 
 
+def size_bytes(directory: Path) -> int:
+    """Size of all files there are."""
+    return sum(path.stat().st_size for path in (directory / FOLDER).glob("*") if path.is_file())
+
+
 def remove_abandoned(directory: Path) -> None:
     """Remove drafts that killed processes left."""
-    drafts = (*(directory / FOLDER).glob("*.new"), *directory.glob("index.sqlite.*.new*"))
+    drafts = (*(directory / FOLDER).glob("*.new*"), *directory.glob("index.sqlite.*.new*"))
     for draft in drafts:
         with contextlib.suppress(FileNotFoundError):
             if time.time() - draft.stat().st_mtime > _ABANDONED_S:
@@ -221,8 +228,8 @@ def remove_abandoned(directory: Path) -> None:
 
 
 def _remove_files(folder: Path, *, keep: str) -> None:
-    for path in folder.glob(f"*{_SUFFIX}"):
-        if path.name < keep:
+    for path in (*folder.glob(f"*{_SUFFIX}"), *folder.glob(f"*{CODES}"), *folder.glob(f"*{SEAL}")):
+        if path.name < keep and path.stem != Path(keep).stem:
             with contextlib.suppress(OSError):
                 path.unlink()
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from costream.index import codes, schema, vector_rows
+from costream.index import coded, codes, schema, vector_rows
 from costream.index.schema import SpaceRow, State
 from costream.index.writing import Change
 from costream.records import Space
@@ -27,6 +27,8 @@ from costream.scoring.kernels import Kernel, build, choose
 
 # Fewer bytes of vectors than this load fast enough from the database.
 WORTH_A_FILE_BYTES = 2**18
+# What is added to an empty index is kept in memory up to this size, until it is searched.
+KEPT_BYTES = 2**31
 # A file is added at the latest when the last one is this many changes behind.
 _MOST_BEHIND = schema.CHANGES_KEPT // 2
 _MOST_FILES = 32
@@ -61,6 +63,8 @@ class Resident:
     wanted: str | None = None
     _files: list[codes.Header] = field(default_factory=list)
     _unsaved: list[NDArray[np.int64]] = field(default_factory=list)
+    # How many of the rows, from the start, are those of the first file.
+    _base_rows: int = 0
     _kernel: Kernel | None = None
     # What was drawn last and for what, since every question asks for the same.
     _sample: tuple[tuple[int, int, bytes], NDArray[np.float32]] | None = None
@@ -76,6 +80,16 @@ class Resident:
         return self._vectors[: self.num_rows]
 
     @property
+    def is_used(self) -> bool:
+        """Whether there are files of the rows, or they were searched."""
+        return bool(self._files) or self._kernel is not None
+
+    @property
+    def is_large(self) -> bool:
+        """Whether the rows take more memory than is kept for a search that may never come."""
+        return self.vectors.nbytes > KEPT_BYTES
+
+    @property
     def present_kernel(self) -> Kernel | None:
         """What finds the best rows; None before the first search."""
         return self._kernel
@@ -87,11 +101,22 @@ class Resident:
             ConfigError: The kernel that is wanted is not installed or cannot take these vectors.
         """
         if self._kernel is None:
-            made = build(self.vectors, kernel=self.wanted)
+            made = self._made_kernel()
             if self.void is not None:
                 made.remove(np.flatnonzero(self.void))
             self._kernel = made
         return self._kernel
+
+    def _made_kernel(self) -> Kernel:
+        name = choose(*self.vectors.shape) if self.wanted is None else self.wanted
+        if name != "four_bit" or not self._base_rows:
+            return build(self.vectors, kernel=name)
+        kernel = coded.four_bit(
+            self._files[0], self.vectors[: self._base_rows], write=self.directory is not None
+        )
+        if self.num_rows > self._base_rows:
+            kernel.grow(self.vectors)
+        return kernel
 
     def allowed(self, keys: NDArray[np.int64] | None) -> NDArray[np.bool_] | None:
         """Which rows may be found.
@@ -198,7 +223,7 @@ class Resident:
         total = self.num_rows + len(places)
         if total > len(self._places):
             old_places, old_vectors = self.places, self.vectors
-            self._places, self._vectors = _room(total, self.entry.space.dim)
+            self._places, self._vectors = _room(2 * total, self.entry.space.dim)
             self._places[: self.num_rows] = old_places
             self._vectors[: self.num_rows] = old_vectors
         self._places[self.num_rows : total] = places
@@ -225,7 +250,7 @@ class Resident:
         vectors[: len(live)] = self._vectors[live]
         self._places, self._vectors = places, vectors
         self.num_rows, self.void = len(live), None
-        self._kernel = None
+        self._kernel, self._base_rows = None, 0
 
     # --- derived files ---
 
@@ -258,6 +283,10 @@ class Resident:
             return
         self._files = [header] if segment.before == codes.NOTHING else [*self._files, header]
         self._unsaved = []
+        if segment.before == codes.NOTHING:
+            self._base_rows = self.num_rows
+            if self._kernel is not None:
+                coded.write(header, self._kernel)
 
     def read_file(self, header: codes.Header) -> bool:
         """Take in one file, for which there must be room; whether it was whole."""
@@ -298,13 +327,28 @@ class Resident:
 
 
 def nothing(space: Space) -> Resident:
-    """The vectors of an empty index."""
-    places, vectors = _room(0, space.dim)
+    """The vectors of an empty index, to be searched only."""
+    return begun(None, SpaceRow(number=0, space=space, role="active"), b"")
+
+
+def begun(
+    directory: Path | None, entry: SpaceRow, token: bytes, kernel: str | None = None
+) -> Resident:
+    """The vectors of a state that has none, to take in what follows.
+
+    Args:
+        directory: Folder of the index; None to write no files.
+        entry: The active space.
+        token: The state.
+        kernel: As of `load`.
+    """
+    places, vectors = _room(0, entry.space.dim)
     return Resident(
-        directory=None,
-        entry=SpaceRow(number=0, space=space, role="active"),
-        token=b"",
+        directory=directory,
+        entry=entry,
+        token=token,
         generation=0,
+        wanted=kernel,
         num_rows=0,
         longest=0.0,
         _places=places,
@@ -371,6 +415,7 @@ def _from_files(directory: Path, writable: Path | None, entry: SpaceRow) -> Resi
         _places=places,
         _vectors=vectors,
         _files=headers,
+        _base_rows=headers[0].num_vectors,
     )
     for header in headers:
         if not found.read_file(header):

@@ -304,8 +304,9 @@ class Index:
             state, entry = schema.read_state(connection), _active(connection)
         with database.explained(self._session.path, "look at"):
             names = (database.FILE_NAME, f"{database.FILE_NAME}-wal")
-            files = [*(self.directory / name for name in names), *codes.files(self.directory)]
+            files = [self.directory / name for name in names]
             size_bytes = sum(file.stat().st_size for file in files if file.exists())
+            size_bytes += codes.size_bytes(self.directory)
         return IndexStats(
             directory=str(self.directory),
             num_items=state.num_items,
@@ -339,6 +340,7 @@ class Index:
                     return
                 loaded = self._loaded(connection, schema.read_state(connection), entry.space)
             loaded.save()
+            loaded.kernel()
 
     # --- changes ---
 
@@ -479,6 +481,8 @@ class Index:
             state = schema.read_state(connection)
             number = writing.active_number(connection, state, space, self.location)
             change = writing.put(connection, state, items, {number: batch})
+        if not state.num_items:
+            self._begin(change)
         self._take_in(change)
 
     # --- search ---
@@ -672,6 +676,14 @@ class Index:
             )
         return self._resident
 
+    def _begin(self, change: Change) -> None:
+        """Keep what is added to an empty index in memory, to be searched without reading it."""
+        if change.active is not None and not self.read_only:
+            with self._session.lock:
+                self._resident = resident.begun(
+                    self.directory, change.active, change.before, self._kernel
+                )
+
     def _present_kernel(self) -> Kernel | None:
         loaded = self._resident
         return None if loaded is None else loaded.present_kernel
@@ -680,7 +692,10 @@ class Index:
         """Bring what is in memory up to changes that are durable."""
         for change in changes:
             with self._session.lock:
-                if self._resident is not None and not self._resident.take_in(change):
+                kept = self._resident
+                if kept is not None and (
+                    not kept.take_in(change) or (not kept.is_used and kept.is_large)
+                ):
                     self._resident = None
 
     def _vectors_of(self, ids: Iterable[str]) -> tuple[list[list[StoredVector]], int]:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 import threading
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,7 @@ class FourBitKernel:
     Args:
         vectors_ND: float16 (N, D), finite, no row zero; in memory or mapped from a file.
         metric: How a pair is scored.
+        codes: Codes of exactly these rows, made before; None to make them.
 
     Attributes:
         depth: Multiplies the number of proposals; raise it when recall is too low.
@@ -64,11 +66,17 @@ class FourBitKernel:
     name = "four_bit"
     exact = False
 
-    def __init__(self, vectors_ND: NDArray[np.float16], metric: Metric = "dot") -> None:
+    def __init__(
+        self,
+        vectors_ND: NDArray[np.float16],
+        metric: Metric = "dot",
+        *,
+        codes: Codes | None = None,
+    ) -> None:
         self.depth = 1.0
         rows = Rows(vectors_ND=vectors_ND, metric=metric)
         # One assignment, so that a search in another thread sees all of it or nothing.
-        self._state = (rows, _Codes.of(rows))
+        self._state = (rows, Codes.of(rows) if codes is None else codes)
         self._change = threading.Lock()
 
     def __len__(self) -> int:
@@ -78,6 +86,11 @@ class FourBitKernel:
     def rows(self) -> Rows:
         """The truth at present."""
         return self._state[0]
+
+    @property
+    def codes(self) -> Codes:
+        """What is searched, to be kept in a file."""
+        return self._state[1]
 
     @property
     def memory_bytes(self) -> int:
@@ -114,7 +127,7 @@ class FourBitKernel:
         with self._change:
             rows, codes = self._state[0].grown(vectors_ND), self._state[1]
             if codes.num_averaged < min(MEAN_ROWS, len(rows) // 4):
-                codes = _Codes.of(rows)
+                codes = Codes.of(rows)
             else:
                 codes.add(rows, len(self._state[0]))
             self._state = (rows, codes)
@@ -130,7 +143,7 @@ class FourBitKernel:
 
 
 @dataclass(slots=True, eq=False)
-class _Codes:
+class Codes:
     """The codes of rows with their mean taken off.
 
     Attributes:
@@ -138,18 +151,19 @@ class _Codes:
         num_averaged: Rows that it is the mean of.
         error: Standard error of a coded score for a query of length 1, at most.
         longest: Length of the longest row, mean included, at least.
+        index: The codes.
     """
 
     mean_W: NDArray[np.float32]
     num_averaged: int
     error: float = 0.0
     longest: float = 0.0
-    _index: TurboQuantIndex = field(init=False, repr=False)
+    index: TurboQuantIndex = field(init=False, repr=False)
     # Held while codes are searched or added, so that a mask has as many values as there are codes.
     _using: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
     @classmethod
-    def of(cls, rows: Rows) -> _Codes:
+    def of(cls, rows: Rows) -> Codes:
         """Code all rows.
 
         Raises:
@@ -166,8 +180,36 @@ class _Codes:
         if len(sample_MW):
             mean_W = sample_MW.mean(axis=0, dtype=np.float64).astype(np.float32)
         codes = cls(mean_W, len(sample_MW))
-        codes._index = TurboQuantIndex(dim=len(mean_W), bit_width=4)
+        codes.index = TurboQuantIndex(dim=len(mean_W), bit_width=4)
         codes.add(rows, 0)
+        return codes
+
+    @classmethod
+    def read(
+        cls,
+        path: Path,
+        mean_W: NDArray[np.float32],
+        num_averaged: int,
+        *,
+        error: float,
+        longest: float,
+    ) -> Codes:
+        """Codes that were written to a file before.
+
+        Args:
+            path: What `index.write` wrote.
+            mean_W: As of the class.
+            num_averaged: As of the class.
+            error: As of the class.
+            longest: As of the class.
+
+        Raises:
+            OSError: The file cannot be read.
+            ValueError: It holds no codes.
+        """
+        codes = cls(mean_W, num_averaged, error, longest)
+        codes.index = TurboQuantIndex.load(str(path))
+        codes.index.prepare()
         return codes
 
     @property
@@ -184,9 +226,9 @@ class _Codes:
             error = _LEVEL_ERROR * _length_bound(wide_MW) / math.sqrt(self.width)
             self.error = max(self.error, error)
             with self._using:
-                self._index.add(wide_MW, chunk_size=0)
+                self.index.add(wide_MW, chunk_size=0)
         with self._using:
-            self._index.prepare()
+            self.index.prepare()
 
     def near(
         self,
@@ -241,10 +283,10 @@ class _Codes:
         query_QW = np.zeros((len(unit_QD), self.width), dtype=np.float32)
         query_QW[:, : unit_QD.shape[1]] = unit_QD
         with self._using:
-            num_coded = len(self._index)
+            num_coded = len(self.index)
             if num_coded > len(rows):  # more are being added
                 findable_N = _padded(findable_N, len(rows), num_coded)
-            coded_QP, rows_QP = self._index.search(query_QW, num, mask=findable_N, chunk_size=0)
+            coded_QP, rows_QP = self.index.search(query_QW, num, mask=findable_N, chunk_size=0)
         return coded_QP + (query_QW @ self.mean_W)[:, None], rows_QP
 
 

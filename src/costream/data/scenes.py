@@ -238,3 +238,24 @@ def _full(first: SceneObject, second: SceneObject, rng: np.random.Generator) -> 
     joint = str(rng.choice([" and ", ", and there is ", " with "]))
     described = [f"{_noun(item, rng)} {_place(item, rng)}" for item in (first, second)]
     return joint.join(described)
+
+
+def made_up_language(text: str, language: str, rng: np.random.Generator, synonyms: int = 1) -> str:
+    """A caption in a language that does not exist: other words, in the opposite order.
+
+    Args:
+        text: In English.
+        language: Name; two languages share no word.
+        rng: Chooses among synonyms.
+        synonyms: Words that the language has for each English one: the more, the harder it is.
+
+    Returns:
+        As many words as `text` has.
+
+    Example:
+        >>> made_up_language("a red disc", "x", np.random.default_rng(0))
+        'xdisc0 xred0 xa0'
+    """
+    name = "".join(letter for letter in language if letter.isalnum())
+    words = text.replace(",", " ").split()
+    return " ".join(f"{name}{word}{rng.integers(synonyms)}" for word in reversed(words))

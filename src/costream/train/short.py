@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -96,6 +97,19 @@ class CachedPairs:
         return batch, None if self.frozen is None else self.frozen[rows].float()
 
 
+class Pairs(Protocol):
+    """What `train_short` trains on; `CachedPairs` is one."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """One a picture."""
+
+    def batch(
+        self, draws: Sequence[Draw], captions_of: Sequence[int], trust: Sequence[float]
+    ) -> tuple[Batch, Tensor | None]:
+        """As of `CachedPairs.batch`."""
+
+
 def cache_pairs(
     model: DualEncoder,
     data: DataSet,
@@ -146,6 +160,27 @@ def cache_pairs(
     )
 
 
+def cache_texts(
+    model: DualEncoder, pairs: CachedPairs, captions: Sequence[Sequence[str]]
+) -> CachedPairs:
+    """The same pictures with other captions (of another language, say).
+
+    Args:
+        model: Whose tokenizer is used.
+        pairs: Pictures.
+        captions: At least one for each of them.
+    """
+    ids, mask = tokenize(
+        model.tokenizer, [text for each in captions for text in each], model.config.text_preprocess
+    )
+    return replace(
+        pairs,
+        ids=torch.from_numpy(ids),
+        mask=torch.from_numpy(mask),
+        first_text=tuple(accumulate((len(each) for each in captions), initial=0)),
+    )
+
+
 def check_captions(data: DataSet) -> None:
     """Refuse a data set that is empty or has a picture without captions.
 
@@ -182,7 +217,7 @@ def _shrink(pixels: Tensor, side: int) -> Tensor:
 def train_short(
     model: DualEncoder,
     objective: Objective,
-    pairs: CachedPairs,
+    pairs: Pairs,
     config: TrainConfig,
     *,
     captions_of: Sequence[int] | None = None,

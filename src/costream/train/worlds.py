@@ -124,19 +124,29 @@ def photographs(folder: Path, *, most_train: int = 6000, most_dev: int = 1000, s
                 f"there is no {folder / name}, expected train.jsonl and dev.jsonl in one folder",
                 hint="name a folder that has both, or leave it out for procedural scenes",
             )
-    base = pretrained_mini()
-    start = (
-        f"ImageNet's EfficientNet-Lite2, frozen, at {PHOTO_PX} pixels; MiniLM-L6, its first "
-        f"{_FROZEN_TEXT_LAYERS} layers frozen; {_VISION_LAYERS} new layer and projections"
-    )
+    make, start = photograph_models()
     return make_world(
-        lambda seed: short_model(base, seed),
+        make,
         first_samples(read_data(folder / "train.jsonl"), most_train),
         first_samples(read_data(folder / "dev.jsonl"), most_dev),
         kept_px=PHOTO_PX // 32 * _VISUAL_TOKEN_PX,
         facts={"start": start},
         say=say,
     )
+
+
+def photograph_models() -> tuple[Callable[[int], DualEncoder], str]:
+    """Models for photographs by seed, and a sentence that says what they start from.
+
+    Raises:
+        WeightsError: When the starting weights are not installed.
+    """
+    base = pretrained_mini()
+    start = (
+        f"ImageNet's EfficientNet-Lite2, frozen, at {PHOTO_PX} pixels; MiniLM-L6, its first "
+        f"{_FROZEN_TEXT_LAYERS} layers frozen; {_VISION_LAYERS} new layer and projections"
+    )
+    return lambda seed: short_model(base, seed), start
 
 
 def scenes(*, num_train: int = 4000, num_dev: int = 500, say: Say) -> World:

@@ -1,0 +1,1 @@
+"""How consistency over languages is measured, and the experiment behind the claim of 1-to-K."""

@@ -169,3 +169,30 @@ def test_no_print_no_bare_except_no_star_import(path: Path) -> None:
             assert not (swallowed and broad), f"swallowed exception on line {node.lineno}"
         if isinstance(node, ast.ImportFrom):
             assert all(alias.name != "*" for alias in node.names)
+
+
+PICKLING = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+
+
+@pytest.mark.parametrize("path", library_files(), ids=label)
+def test_nothing_is_unpickled_unpacked_or_run_that_came_from_outside(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names]
+            modules = names if isinstance(node, ast.Import) else [node.module or ""]
+            assert not {name.partition(".")[0] for name in modules} & PICKLING
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            given = {word.arg: ast.unparse(word.value) for word in node.keywords}
+            assert called != "torch.load" or given.get("weights_only") == "True"
+            assert given.get("allow_pickle", "False") == "False"
+            assert given.get("trust_remote_code", "False") == "False"
+            assert called.rpartition(".")[2] not in {
+                "extractall",
+                "eval",
+                "exec",
+                "unpack_archive",
+            } or (
+                called.endswith(".eval") and not node.args  # a model is told not to train
+            )

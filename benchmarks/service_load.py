@@ -2,7 +2,7 @@
 
     python benchmarks/service_load.py --json docs/results/service_load.json
 
-A real `costream serve` in a process of its own, on an index of pictures cut out of the sample
+A real `costream serve` in a process of its own, on an index of items like those of the sample
 gallery. Half of the questions are asked once, half are drawn from 200 that are asked again and
 again, as people do. First some are asked one after the other, then all by many clients at once,
 each asking the next as soon as it has an answer. Then some are asked one after the other again, and
@@ -31,11 +31,13 @@ from typing import Any
 import _machine
 import numpy as np
 from _http import Call, ask_all
-from PIL import Image
+
+import costream
 
 DOCS = Path(__file__).parents[1] / "docs"
 REPEATED = 200
 COMPARED = 500
+SPREAD = 0.7
 WARM_UP = 50
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 # Scores of the same question, alone and in a batch, may differ in their last bits.
@@ -62,31 +64,29 @@ def questions(count: int, seed: int) -> list[str]:
     return asked
 
 
-def make_pictures(folder: Path, count: int) -> None:
-    """So many different parts of the pictures of the sample gallery, as JPEG."""
+def make_index(directory: Path, count: int) -> Path:
+    """An index of so many items that lie around the pictures of the sample gallery.
+
+    What a search costs does not depend on where the vectors lie, so nothing is embedded but the
+    gallery; the names of its pictures give the search for words something to find.
+    """
     gallery = sorted((resources.files("costream") / "assets" / "gallery").glob("*.jpg"))
+    model = costream.load("cots-mini")
+    centres_ND = model.encode_images([str(path) for path in gallery])
     drawn = np.random.default_rng(0)
-    for number in range(count):
-        with Image.open(gallery[number % len(gallery)]) as picture:
-            width, height = picture.size
-            share = drawn.uniform(0.3, 1.0)
-            left = drawn.uniform(0, 1 - share) * width
-            top = drawn.uniform(0, 1 - share) * height
-            box = (left, top, left + share * width, top + share * height)
-            part = picture.convert("RGB").resize((320, 240), box=box)
-        part.save(folder / f"{number:06d}.jpg", quality=85)
-
-
-def make_index(folder: Path, count: int) -> Path:
-    """An index of so many pictures; the one that is there, if it is."""
-    index = folder / f"service_load_{count}.index"
-    if not index.exists():
-        pictures = folder / f"service_load_{count}"
-        pictures.mkdir(parents=True, exist_ok=True)
-        make_pictures(pictures, count)
-        words = ["index", str(pictures), "--index", str(index)]
-        subprocess.run([sys.executable, "-m", "costream", *words], check=True, stdout=sys.stderr)
-    return index
+    owners = np.arange(count) % len(gallery)
+    noise_ND = drawn.standard_normal((count, centres_ND.shape[1])) / centres_ND.shape[1] ** 0.5
+    vectors_ND = (centres_ND[owners] + SPREAD * noise_ND).astype(np.float32)
+    vectors_ND /= np.linalg.norm(vectors_ND, axis=1, keepdims=True)
+    paths = [f"/pictures/{gallery[n].stem}_{number:06d}.jpg" for number, n in enumerate(owners)]
+    items = [
+        costream.Item(id=path, path=path, content_hash=f"{number:064x}", size=1, mtime_ns=1)
+        for number, path in enumerate(paths)
+    ]
+    with costream.Index.open(directory, create=True) as index:
+        index.add(items, vectors_ND, model.space)
+        index.load()
+    return directory
 
 
 @contextlib.contextmanager
@@ -209,11 +209,10 @@ def main() -> int:
     parser.add_argument("--items", type=int, default=10_000)
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--requests", type=int, default=10_000)
-    parser.add_argument("--folder", type=Path, help="where pictures and index are kept")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as made:
-        index = make_index(options.folder or Path(made), options.items)
+        index = make_index(Path(made) / "index", options.items)
         warning = _machine.load_warning()
         report = measure(index, options.clients, options.requests)
     if warning:

@@ -23,6 +23,7 @@ from costream.records import Ranking
 # From a share of 1 / this of all items on, reading every id beats looking them up one by one.
 _MANY = 20
 _FILTERS_KEPT = 8
+_IDS_KEPT = 200_000
 
 
 @dataclass(slots=True)
@@ -35,7 +36,7 @@ class Answers:
 
     token: bytes = b""
     _keys: list[tuple[str, NDArray[np.int64]]] = field(default_factory=list)
-    _ids: dict[int, str] | None = None
+    _ids: dict[int, str] = field(default_factory=dict)
 
     def keys(
         self, connection: sqlite3.Connection, state: State, where: Filter | None
@@ -65,24 +66,25 @@ class Answers:
         """
         self._begin(state)
         wanted = set(keys)
-        if self._ids is None and len(wanted) * _MANY > state.num_items:
+        missing = wanted - self._ids.keys()
+        if len(missing) * _MANY > state.num_items:
             self._ids = {key: item.id for key, item in rows.select_all(connection, state)}
-        if self._ids is not None:
-            if not wanted <= self._ids.keys():
-                raise DamageError("an item that was found is not there")
-            return self._ids
-        found = dict(rows.select(connection, "key", wanted))
-        if len(found) != len(wanted):
+        elif missing:
+            if len(self._ids) > _IDS_KEPT:
+                self._ids, missing = {}, wanted
+            found = rows.select(connection, "key", missing)
+            self._ids.update((key, item.id) for key, item in found)
+        if not wanted <= self._ids.keys():
             raise DamageError("an item that was found is not there")
-        return {key: item.id for key, item in found.items()}
+        return self._ids
 
     def forget(self) -> None:
         """Give the memory back."""
-        self.token, self._keys, self._ids = b"", [], None
+        self.token, self._keys, self._ids = b"", [], {}
 
     def _begin(self, state: State) -> None:
         if self.token != state.token:
-            self.token, self._keys, self._ids = state.token, [], None
+            self.token, self._keys, self._ids = state.token, [], {}
 
 
 @dataclass(frozen=True, slots=True)

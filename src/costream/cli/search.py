@@ -76,6 +76,10 @@ def run(
         bool,
         typer.Option("--no-names", help="Do not look at names, captions and tags."),
     ] = False,
+    product: Annotated[
+        bool,
+        typer.Option("--product", help="Multiply the terms: for models of three modalities."),
+    ] = False,
     model: Annotated[
         str | None,
         typer.Option(
@@ -102,6 +106,7 @@ def run(
         min_relevance=min_relevance,
         hybrid=not no_names,
         collapse_duplicates=collapse_duplicates,
+        product=product,
     )
     if html is not None:
         check_target(html)

@@ -52,6 +52,36 @@ def combine(vectors_TD: NDArray[np.float32], weights: Sequence[float]) -> NDArra
     return unit_D
 
 
+def multiply(vectors_TD: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The unit vector of a question whose terms are multiplied element by element.
+
+    Its inner product with an item is the multilinear product of all terms and the item: what a
+    model of three modalities was trained to make large for what belongs together.
+
+    Args:
+        vectors_TD: float32 (T, D), one a term, of any length but zero.
+
+    Returns:
+        float32 (D,) of length 1; the vector itself when there is one term of length 1.
+
+    Raises:
+        ConfigError: The product is zero: the terms have no dimension in common.
+        NumericalError: A vector is zero or not finite.
+
+    Example:
+        >>> multiply(np.float32([[0.6, 0.8], [1, 0]])).tolist()
+        [1.0, 0.0]
+    """
+    product_D = np.prod([_unit(vector.astype(np.float64)) for vector in vectors_TD], axis=0)
+    if not product_D.any():
+        raise ConfigError(
+            "the product of the terms of the query is zero, so that nothing is left to search for",
+            hint="add the terms instead",
+        )
+    unit_D: NDArray[np.float32] = _unit(product_D).astype(np.float32)
+    return unit_D
+
+
 def _unit(vector_D: NDArray[np.float64]) -> NDArray[np.float64]:
     length = float(np.linalg.norm(vector_D))
     if not math.isfinite(length) or length == 0:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from costream.data.perceptual import HASH_KEY
 from costream.errors import ConfigError
 from costream.search import duplicates
-from costream.search.algebra import combine
+from costream.search.algebra import combine, multiply
 from costream.search.query import Like, Picture, Query, Region, Term, Words
 from costream.search.rank import Candidate, GoneError, Ranked, look_up, rank
 from costream.search.records import Answer, Result
@@ -101,11 +101,12 @@ class Searcher:
                 return self._answer(query)
         return self._answer(query)
 
-    def embed(self, terms: Sequence[Term]) -> NDArray[np.float32]:
+    def embed(self, terms: Sequence[Term], *, product: bool = False) -> NDArray[np.float32]:
         """The vector of a question: the sum of weight times unit vector of its terms, unit length.
 
         Args:
             terms: At least one; their order does not matter.
+            product: Whether the vectors are multiplied element by element instead.
 
         Returns:
             float32 (D,).
@@ -125,8 +126,9 @@ class Searcher:
         if likes:
             vectors.extend(self.index.vectors([term.id for term in likes]))
         ordered: tuple[Term, ...] = (*texts, *pictures, *likes)
-        weights = [term.weight for term in ordered]
-        return combine(np.stack(vectors), weights)
+        if product:
+            return multiply(np.stack(vectors))
+        return combine(np.stack(vectors), [term.weight for term in ordered])
 
     def _see(self, terms: Sequence[Picture]) -> NDArray[np.float32]:
         if not isinstance(self.encoder, PictureEncoder):
@@ -144,7 +146,7 @@ class Searcher:
     def _answer(self, query: Query) -> Answer:
         clock = _Clock()
         with clock("encode"):
-            asked_D = self.embed(query.terms)
+            asked_D = self.embed(query.terms, product=query.product)
         with clock("judge"):
             total = self.index.count(query.where)
             judge = self._judge(query, asked_D, total)

@@ -104,9 +104,11 @@ class Query:
         hybrid: Whether names, captions, tags and found text count too, when the question is words
             only.
         collapse_duplicates: Whether of pictures that are nearly the same only the best is shown.
+        product: Whether the terms' vectors are multiplied element by element instead of added, for
+            models that were trained so; weights must be 1 then.
 
     Raises:
-        ConfigError: There is no term, or a number is out of range.
+        ConfigError: There is no term, a number is out of range, or weighted terms are multiplied.
 
     Example:
         >>> Query(terms=(Words("a dog"), Words("snow", weight=-0.5)), top=3).top
@@ -120,6 +122,7 @@ class Query:
     min_relevance: float | None = None
     hybrid: bool = True
     collapse_duplicates: bool = False
+    product: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.terms, str) or not all(
@@ -133,6 +136,12 @@ class Query:
             raise ConfigError(
                 "got a query without terms, expected at least one",
                 hint='Query(terms=(Words("a dog"),))',
+            )
+        if self.product and any(term.weight != 1 for term in self.terms):
+            raise ConfigError(
+                f"got weights {[term.weight for term in self.terms]} of terms to be multiplied, "
+                "expected 1 each",
+                hint="add the terms instead, or leave the weights out",
             )
         if self.top < 1 or self.offset < 0:
             raise ConfigError(

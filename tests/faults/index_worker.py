@@ -25,6 +25,7 @@ from costream.index import Index, Item, ingest, update, update_index
 from costream.index import copy as copying
 from costream.index.backup import backup_index, restore_index
 from costream.index.copy import copy_index
+from costream.index.repair import repair_index
 from costream.records import Space
 
 DIM = 27
@@ -119,6 +120,13 @@ def restore(source: str, directory: str) -> None:
     say("end")
 
 
+def repair(directory: str) -> None:
+    """Repair an index."""
+    say("go")
+    repair_index(Path(directory))
+    say("end")
+
+
 def copy(source: str, target: str) -> None:
     """Copy an index in steps of twenty items, saying how many are done."""
     copying._AT_ONCE = 20
@@ -194,5 +202,5 @@ def say(what: object) -> None:
 if __name__ == "__main__":
     verbs = {"churn": churn, "update": update_pictures, "fill": fill}
     verbs |= {"as_nobody": as_nobody, "open": just_open}
-    verbs |= {"backup": back_up, "restore": restore, "copy": copy}
+    verbs |= {"repair": repair, "backup": back_up, "restore": restore, "copy": copy}
     verbs[sys.argv[1]](*sys.argv[2:])

@@ -27,6 +27,7 @@ VERBS = (
     "serve",
     "mcp",
     "forget",
+    "migrate",
     "train",
     "evaluate",
     "reproduce",
@@ -36,7 +37,7 @@ VERBS = (
     "demo",
 )
 # What can be done to an index as a whole: `costream index check`, beside `costream index PATH...`.
-INDEX_VERBS = ("copy", "check", "backup", "restore")
+INDEX_VERBS = ("copy", "check", "repair", "backup", "restore")
 
 # The parent of all usage errors; typer has moved it between modules, but not out of this place.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]

@@ -20,7 +20,9 @@ def is_address(place: str | os.PathLike[str]) -> bool:
     return "://" in os.fspath(place)
 
 
-def remember_model(place: str | os.PathLike[str], model: str) -> None:
+def remember_model(
+    place: str | os.PathLike[str], model: str, *, previous: str | None = None
+) -> None:
     """Note the model beside the index; folders by their absolute path.
 
     An index in a database has no such note: its space names the model.
@@ -28,12 +30,16 @@ def remember_model(place: str | os.PathLike[str], model: str) -> None:
     Args:
         place: Where the index is.
         model: Name or folder, as given.
+        previous: The one before, when the index was moved to another; what is noted stays.
     """
     if is_address(place):
         return
     index_dir = Path(place)
     name = str(Path(model).resolve()) if Path(model).is_dir() else model
-    content = json.dumps({"model": name}) + "\n"
+    note = {"model": name}
+    if (before := previous or recall_previous(place)) not in (None, name):
+        note["previous"] = str(before)
+    content = json.dumps(note) + "\n"
     target = index_dir / _FILE
     temporary = index_dir / f"{_FILE}.{os.getpid()}.tmp"
     with temporary.open("w", encoding="utf-8") as stream:
@@ -41,6 +47,18 @@ def remember_model(place: str | os.PathLike[str], model: str) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(target)
+
+
+def recall_previous(place: str | os.PathLike[str]) -> str | None:
+    """The model that an index was moved from; None when that is not known."""
+    if is_address(place):
+        return None
+    try:
+        note = json.loads((Path(place) / _FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    name = note.get("previous") if isinstance(note, dict) else None
+    return name if isinstance(name, str) else None
 
 
 def recall_model(place: str | os.PathLike[str], space: Space | None) -> str | None:

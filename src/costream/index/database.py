@@ -23,7 +23,10 @@ BUSY_TIMEOUT_S = 60.0
 # Marks an SQLite file as an index ("cost" in ASCII).
 _APPLICATION_ID = 0x636F7374
 _MAGIC = b"SQLite format 3\x00"
-_REBUILD = "restore it from a backup, or delete the directory and index the files again"
+_REBUILD = (
+    "restore it from a backup, or delete the directory and index the files again; costream index "
+    "repair saves what is whole"
+)
 
 # Pages held in memory: ids arrive in any order, and each is looked up in the tree of ids.
 _CACHE_KIB = 64 * 1024

@@ -254,13 +254,18 @@ def read_spaces(connection: sqlite3.Connection) -> list[SpaceRow]:
     rows = connection.execute(
         "SELECT number, space, role, num_items, num_vectors, num_spans, crc FROM spaces"
     ).fetchall()
-    spaces = [_decoded_space(row) for row in rows]
+    spaces = [decoded_space(row) for row in rows]
     if len([one for one in spaces if one.role == "active"]) != min(len(spaces), 1):
         raise DamageError("its spaces are not what was written")
     return sorted(spaces, key=lambda one: (one.role != "active", one.number))
 
 
-def _decoded_space(row: tuple[Any, ...]) -> SpaceRow:
+def decoded_space(row: tuple[Any, ...]) -> SpaceRow:
+    """A row of the table of spaces.
+
+    Raises:
+        DamageError: It is not what was written.
+    """
     if checksum(row[:-1]) != row[-1]:
         raise DamageError("a row of its spaces is not what was written")
     number, text, role, num_items, num_vectors, num_spans, _ = row

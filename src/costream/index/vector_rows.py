@@ -63,6 +63,16 @@ def place_of(number: int, key: int, part: int = 0) -> int:
     return number << _ITEM_BITS | key << _PART_BITS | part
 
 
+def number_of(place: int) -> int:
+    """The number of the space that a vector is of."""
+    return place >> _ITEM_BITS
+
+
+def key_of(place: int) -> int:
+    """The key of the item that a vector belongs to."""
+    return place >> _PART_BITS & MAX_KEY
+
+
 def keys_of(places: NDArray[np.int64]) -> NDArray[np.int64]:
     """Keys of the items that vectors belong to."""
     return (places >> _PART_BITS) & MAX_KEY

@@ -56,15 +56,26 @@ def _proc(path: str, name: str) -> str:
     return ""
 
 
-def milliseconds(calls: Iterable[Callable[[], object]]) -> tuple[float, float]:
-    """Median and 95th percentile of the time of calls."""
-    spent = []
+def timed(calls: Iterable[Callable[[], object]]) -> dict[str, float]:
+    """Milliseconds of calls: the best, the median, the 95th percentile, and of the processor.
+
+    The last is the mean over all cores together. It and the best say most when other programs keep
+    the machine busy.
+    """
+    spent, busy = [], time.process_time()
     for call in calls:
         started = time.perf_counter()
         call()
         spent.append(1e3 * (time.perf_counter() - started))
+    busy = 1e3 * (time.process_time() - busy) / len(spent)
     spent.sort()
-    return statistics.median(spent), spent[int(0.95 * (len(spent) - 1))]
+    last = spent[int(0.95 * (len(spent) - 1))]
+    return {
+        "best_ms": spent[0],
+        "p50_ms": statistics.median(spent),
+        "p95_ms": last,
+        "busy_ms": busy,
+    }
 
 
 def load_warning() -> str:

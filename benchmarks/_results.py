@@ -40,7 +40,7 @@ def merged(
     if path is not None and path.exists():
         known = {line["name"]: line for line in json.loads(path.read_text())["results"]}
     known |= {line["name"]: line for line in results}
-    return [known[name] for name in order if name in known]
+    return [known[name] for name in dict.fromkeys(order) if name in known]
 
 
 def write(path: Path, results: Sequence[dict[str, Any]], **more: Any) -> None:

@@ -16,7 +16,10 @@ import tempfile
 import time
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
+import _machine
+import _results
 import numpy as np
 
 import costream
@@ -47,27 +50,42 @@ def seconds(words: list[str]) -> tuple[float, float]:
     return min(times), statistics.median(times)
 
 
+def print_table(results: list[dict[str, Any]]) -> None:
+    """As Markdown."""
+    print(f"\n{_machine.machine()}\n")
+    print("| items | by words, s (best, median) | by example, s (best, median) |")
+    print("|---|---|---|")
+    for r in results:
+        (words, words_median), (example, example_median) = r["words_s"], r["example_s"]
+        print(
+            f"| {r['items']:,} | {words:.2f}, {words_median:.2f} "
+            f"| {example:.2f}, {example_median:.2f} |"
+        )
+
+
 def main() -> int:
     """Run the benchmark and print one table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--counts", type=int, nargs="+", default=[1_000, 10_000, 100_000])
+    parser.add_argument("--json", type=Path, help="where to write the numbers as well")
     options = parser.parse_args()
     space = load_image_encoder("cots-mini").space
     example = next((resources.files("costream") / "assets" / "gallery").glob("*.jpg"))
-    print("| items | by words, s (best, median) | by example, s (best, median) |")
-    print("|---|---|---|")
+    results = []
     with tempfile.TemporaryDirectory() as folder:
         for count in options.counts:
             directory = Path(folder, str(count))
             fill(directory, count, space)
             place = ["--index", str(directory), "--json"]
-            text, text_median = seconds(["search", "two dogs in the snow", *place])
-            image, image_median = seconds(["search", "--image", str(example), *place])
-            print(
-                f"| {count:,} | {text:.2f}, {text_median:.2f} | {image:.2f}, {image_median:.2f} |"
-            )
+            words = seconds(["search", "two dogs in the snow", *place])
+            example_s = seconds(["search", "--image", str(example), *place])
+            line = {"name": str(count), "items": count, "words_s": words, "example_s": example_s}
+            results.append(line | _results.stamp("costream"))
+    print_table(results)
+    if options.json:
+        _results.write(options.json, results)
     return 0
 
 

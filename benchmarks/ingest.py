@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import _machine
+import _results
 import _vectors
 import numpy as np
 from numpy.typing import NDArray
@@ -192,14 +193,13 @@ def measured(name: str, options: argparse.Namespace) -> dict[str, Any] | None:
             counts.append(syncs(some))
     first, last = counts
     result["syncs_per_batch"] = None if first is None or last is None else (last - first) / 4
-    return result
+    return result | _results.stamp(PACKAGES[name])
 
 
-def print_table(results: list[dict[str, Any]], options: argparse.Namespace) -> None:
+def print_table(results: list[dict[str, Any]], rows: int, dim: int, batch: int) -> None:
     """As Markdown."""
     ours = next((r["rows_per_s"] for r in results if r["name"] == "costream"), None)
-    print(f"\n{options.rows:,} x {options.dim} in batches of {options.batch:,};", end=" ")
-    print(f"{_machine.machine()}\n")
+    print(f"\n{rows:,} x {dim} in batches of {batch:,}; {_machine.machine()}\n")
     print(
         "| store | rows/s | costream is times as fast | rows a busy second | slowest batch s | "
         "syncs a batch | bytes a row on disk |"
@@ -208,9 +208,8 @@ def print_table(results: list[dict[str, Any]], options: argparse.Namespace) -> N
     for r in results:
         ratio = "" if ours is None else f"{ours / r['rows_per_s']:.2f}"
         count = "not counted" if r["syncs_per_batch"] is None else f"{r['syncs_per_batch']:.1f}"
-        package = PACKAGES[r["name"]]
         print(
-            f"| {NAMES[r['name']]} ({package} {version(package)}) | {r['rows_per_s']:,.0f} "
+            f"| {NAMES[r['name']]} ({r['version']}) | {r['rows_per_s']:,.0f} "
             f"| {ratio} | {r['rows_per_busy_s']:,.0f} | {r['slowest_batch_s']:.2f} | {count} "
             f"| {r['bytes_per_row']:,.0f} |"
         )
@@ -226,6 +225,7 @@ def main() -> int:
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--stores", nargs="+", choices=list(NAMES), default=list(NAMES))
     parser.add_argument("--folder", type=Path, help="on the disk to measure; default: /tmp")
+    parser.add_argument("--json", type=Path, help="where to write the numbers as well")
     parser.add_argument("--store", help=argparse.SUPPRESS)
     parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -235,9 +235,13 @@ def main() -> int:
         return 0
     warning = _machine.load_warning()
     results = [r for name in options.stores if (r := measured(name, options)) is not None]
-    print_table(results, options)
+    results = _results.merged(options.json, results, list(NAMES))
+    print_table(results, options.rows, options.dim, options.batch)
     if warning:
         print(f"\nNot to be trusted: {warning}.")
+    if options.json:
+        sizes = {"rows": options.rows, "dim": options.dim, "batch": options.batch}
+        _results.write(options.json, results, **sizes)
     return 0
 
 

@@ -24,6 +24,8 @@ from costream.records import Space
 _LENGTH_SLACK = 0.02
 _MOST_MOMENTS = 2**20
 _LARGEST_INT = 2**63 - 1
+# Made once, since `json.dumps` makes one a call.
+_META = json.JSONEncoder(sort_keys=True, allow_nan=False, ensure_ascii=False)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -234,15 +236,15 @@ def checked_row(item: Item) -> tuple[bytes, str]:
 
 def _meta_as_json(item: Item) -> str:
     try:
-        return _SURROGATE.sub(
-            lambda found: f"\\u{ord(found[0]):04x}",
-            json.dumps(dict(item.meta), sort_keys=True, allow_nan=False, ensure_ascii=False),
-        )
+        text = _META.encode(dict(item.meta))
     except (TypeError, ValueError) as error:
         raise DataError(
             f"the meta of item {item.id!r} cannot be stored as JSON: {error}",
             hint="use strings, finite numbers, lists and dictionaries",
         ) from error
+    if text.isascii():
+        return text
+    return _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def _check_words(item: Item) -> None:

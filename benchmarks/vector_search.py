@@ -166,13 +166,16 @@ def main() -> int:
         if not (folder / "truth.npy").exists():
             folder.mkdir(exist_ok=True)
             make_set(folder, options.rows, options.dim, options.queries, options.seed)
-        results = [r for name in chosen if (r := measured(name, folder)) is not None]
-    results = _results.merged(options.json, results, list(ENGINES))
+        results = []
+        for name in chosen:
+            result = measured(name, folder)
+            if result is not None:
+                results = _results.merged(options.json, [*results, result], list(ENGINES))
+                if options.json:
+                    _results.write(options.json, results, rows=options.rows, dim=options.dim)
     print_table(results, options.rows, options.dim)
     if warning:
         print(f"\nNot to be trusted: {warning}.")
-    if options.json:
-        _results.write(options.json, results, rows=options.rows, dim=options.dim)
     return 0
 
 

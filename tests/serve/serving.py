@@ -18,7 +18,7 @@ from costream.index.protocol import SearchIndex
 from costream.serve.models import ModelParts, load_parts
 from costream.serve.server import Server
 from costream.serve.service import Service
-from costream.serve.settings import ServeSettings
+from costream.serve.settings import Limits, ServeSettings
 
 GALLERY = Path(costream.__file__).parent / "assets" / "gallery"
 PICTURES = (
@@ -26,6 +26,7 @@ PICTURES = (
     "red_car blue_car race_car pizza_slice castle_in_park sunset_lake red_sunset boats_at_sunset "
     "brown_horse horses zebra tiger elephant drawing_dog drawing_cat electric_guitar"
 ).split()
+PATIENT = ServeSettings(port=0, limits=Limits(answer_s=300.0))
 KEY = "a-key-that-is-long-enough"
 
 
@@ -43,7 +44,7 @@ def serving(
     Args:
         place: Of the index.
         model: Its model; the first of a list, which may change.
-        settings: Port 0 unless given.
+        settings: Port 0, and time enough for a machine with much else to do, unless given.
         change: Made to the model, to inject faults.
         cache: Folder for thumbnails.
     """
@@ -52,13 +53,13 @@ def serving(
         return change(load_parts(str(model[0] if isinstance(model, list) else model)))
 
     started = threading.Event()
-    service = Service(place, settings or ServeSettings(port=0), load, cache=cache)
+    service = Service(place, settings or PATIENT, load, cache=cache)
     server = Server(service, started=lambda _: started.set())
     thread = threading.Thread(target=server.answer)
     thread.start()
     try:
-        assert started.wait(60)
-        with httpx.Client(base_url=server.url, timeout=60) as client:
+        assert started.wait(300)
+        with httpx.Client(base_url=server.url, timeout=300) as client:
             yield client
     finally:
         server.stop()

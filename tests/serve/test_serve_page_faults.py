@@ -248,7 +248,11 @@ def test_a_clip_opens_at_its_moment(
         expect(page.page.locator(".detail[open]")).to_contain_text("0:04 to 0:06")
         video = page.page.locator("video")
         video.evaluate("v => v.readyState >= 1 || new Promise(done => v.onloadedmetadata = done)")
-        page.page.wait_for_function("document.querySelector('video').currentTime >= 4")
+        for _ in range(100):
+            if video.evaluate("v => v.currentTime") >= 4:
+                break
+            page.page.wait_for_timeout(100)
+        assert video.evaluate("v => v.currentTime") >= 4
         page.page.context.close()
 
 

@@ -6,7 +6,8 @@ import { paint } from "./heat.js";
 import { chooseRegion } from "./region.js";
 import { bytes, clock, moment, percent } from "./words.js";
 
-const STAGES = { vector: "looks like it", text: "words in name, caption, tags", fused: "both together", dense: "looks like it", words: "words in name, caption, tags" };
+const STAGES = { vectors: "looks like it", words: "words in name, caption, tags", fused: "both rankings together", named: "its very name" };
+const INTERNAL = new Set(["perceptual_hash"]); // of no use to people
 
 export class Detail {
   constructor(dialog, actions) {
@@ -165,7 +166,7 @@ function reasons(result) {
   const most = Math.max(1e-9, ...stages.map(([, score]) => Math.abs(score)));
   for (const [stage, score] of stages) {
     const share = Math.abs(score) <= 1 ? Math.max(0, score) : Math.max(0, score) / most;
-    rows.push(bar(STAGES[stage] ?? stage, share, score.toFixed(3)));
+    rows.push(bar(STAGES[stage] ?? stage, share, stage === "named" ? "yes" : score.toFixed(3)));
   }
   if (!rows.length) return null;
   const rank = result.rank ? `number ${result.rank}` : "";
@@ -183,7 +184,7 @@ function facts(result) {
   const add = (name, value) => value && list.append(make("dt", {}, name), make("dd", {}, value));
   add("File", result.path);
   add("Size", result.size_bytes ? bytes(result.size_bytes) : "");
-  for (const [name, value] of flat(result.meta ?? {})) add(name, value);
+  for (const [name, value] of flat(result.meta ?? {})) if (!INTERNAL.has(name)) add(name, value);
   return list.childElementCount ? section("Details", list) : make("span");
 }
 

@@ -1,30 +1,36 @@
 // Which parts of a picture speak for the match, laid over it as light: the rest is dimmed.
 
+const DIM = 0.72;
+const CELL = 24; // pixels of the canvas
+const BRIGHT = 0.94; // share of cells that are less bright than full light
+
 export function paint({ grid, region }) {
   const rows = grid.length;
   const columns = grid[0].length;
-  const most = Math.max(1e-9, ...grid.flat());
-  const small = document.createElement("canvas");
-  small.width = columns;
-  small.height = rows;
-  const context = small.getContext("2d");
+  const values = grid.flat();
+  const ranked = [...values].sort((a, b) => a - b);
+  const most = Math.max(1e-9, ranked[Math.floor(BRIGHT * (ranked.length - 1))]);
+  const light = document.createElement("canvas");
+  light.width = columns;
+  light.height = rows;
+  const context = light.getContext("2d");
   const pixels = context.createImageData(columns, rows);
-  grid.flat().forEach((value, number) => {
-    const share = Math.max(0, value / most);
-    pixels.data.set([12, 8, 4, Math.round(215 * (1 - share ** 0.7))], number * 4);
+  values.forEach((value, number) => {
+    const share = Math.min(1, Math.max(0, value / most));
+    pixels.data.set([0, 0, 0, Math.round(255 * share)], number * 4);
   });
   context.putImageData(pixels, 0, 0);
+  // What the model does not see is dimmed, too.
+  const [left, top, right, bottom] = region;
   const canvas = document.createElement("canvas");
   canvas.className = "shade";
-  canvas.width = columns * 24;
-  canvas.height = rows * 24;
-  const large = canvas.getContext("2d");
-  large.imageSmoothingQuality = "high";
-  large.drawImage(small, 0, 0, canvas.width, canvas.height);
-  const [left, top, right, bottom] = region;
-  canvas.style.left = `${100 * left}%`;
-  canvas.style.top = `${100 * top}%`;
-  canvas.style.width = `${100 * (right - left)}%`;
-  canvas.style.height = `${100 * (bottom - top)}%`;
+  canvas.width = Math.round((columns * CELL) / (right - left));
+  canvas.height = Math.round((rows * CELL) / (bottom - top));
+  const shade = canvas.getContext("2d");
+  shade.fillStyle = `rgb(12 8 4 / ${DIM})`;
+  shade.fillRect(0, 0, canvas.width, canvas.height);
+  shade.globalCompositeOperation = "destination-out";
+  shade.imageSmoothingQuality = "high";
+  shade.drawImage(light, left * canvas.width, top * canvas.height, columns * CELL, rows * CELL);
   return canvas;
 }

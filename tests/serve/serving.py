@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
+import numpy as np
 from PIL import Image
 
 import costream
@@ -94,3 +95,35 @@ def get(path: bytes, *headers: bytes, host: bytes = b"localhost") -> bytes:
     """A GET request as bytes, so that nothing on the way makes it well-formed."""
     lines = [b"GET " + path + b" HTTP/1.1", b"Host: " + host, b"Connection: close", *headers]
     return b"\r\n".join(lines) + b"\r\n\r\n"
+
+
+def picture_bytes(kind: str) -> bytes:
+    """Pictures that break programs."""
+    stream = io.BytesIO()
+    if kind == "1x1":
+        Image.new("RGB", (1, 1)).save(stream, "PNG")
+    elif kind == "1xN":
+        Image.new("L", (1, 5000)).save(stream, "PNG")
+    elif kind == "animated":
+        frames = [Image.new("P", (40, 40), n) for n in range(5)]
+        frames[0].save(stream, "GIF", save_all=True, append_images=frames[1:])
+    elif kind == "16 bit":
+        Image.fromarray(np.full((30, 30), 40_000, np.uint16)).save(stream, "PNG")
+    elif kind == "CMYK":
+        Image.new("CMYK", (30, 30)).save(stream, "JPEG")
+    elif kind == "polyglot":
+        Image.new("RGB", (30, 30)).save(stream, "JPEG")
+        stream.write(b"<script>alert(1)</script><?php system('id'); ?>")
+    elif kind == "bomb":
+        # 20,000 x 20,000 pixels in some bytes: the header is enough to refuse it.
+        Image.new("1", (20_000, 20_000)).save(stream, "PNG")
+    elif kind == "svg":
+        stream.write(b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>')
+    elif kind == "truncated":
+        Image.effect_noise((300, 300), 90).save(stream, "JPEG")
+        return stream.getvalue()[:2000]
+    elif kind == "pdf":
+        stream.write(b"%PDF-1.7\n")
+    elif kind == "eps":
+        stream.write(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n{ } loop\n")
+    return stream.getvalue()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -299,3 +300,15 @@ def test_metrics_count_what_happened(client: httpx.Client) -> None:
     text = client.get("metrics").text
     assert 'route="/items/{id}/thumbnail"' in text or "no/such" not in text
     json.dumps(text)
+
+
+def test_every_fault_of_the_table_has_its_tests() -> None:
+    """FAULTS.md names tests that are there."""
+    folder = Path(__file__).parent
+    named = re.findall(r"`(\w+): (\w+)`", (folder / "FAULTS.md").read_text(encoding="utf-8"))
+    assert len(named) > 25
+    for file, name in named:
+        if name == "name":
+            continue
+        source = (folder / f"test_serve_{file}.py").read_text(encoding="utf-8")
+        assert f"def test_{name}(" in source, (file, name)

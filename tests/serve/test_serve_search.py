@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,7 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
-from serving import encoded, serving
+from serving import encoded, picture_bytes, serving
 
 from costream.encoders.storage import load
 from costream.index import Index, Item
@@ -206,38 +205,6 @@ def test_whatever_people_type_is_words(client: httpx.Client, text: str) -> None:
     for condition in (f"tag={text}", f"camera.model={text}", f"{text}=1"):
         answer = search(client, {"text": "red"}, where=[condition[:900]])
         assert answer.status_code in (200, 422)
-
-
-def picture_bytes(kind: str) -> bytes:
-    """Pictures that break programs."""
-    stream = io.BytesIO()
-    if kind == "1x1":
-        Image.new("RGB", (1, 1)).save(stream, "PNG")
-    elif kind == "1xN":
-        Image.new("L", (1, 5000)).save(stream, "PNG")
-    elif kind == "animated":
-        frames = [Image.new("P", (40, 40), n) for n in range(5)]
-        frames[0].save(stream, "GIF", save_all=True, append_images=frames[1:])
-    elif kind == "16 bit":
-        Image.fromarray(np.full((30, 30), 40_000, np.uint16)).save(stream, "PNG")
-    elif kind == "CMYK":
-        Image.new("CMYK", (30, 30)).save(stream, "JPEG")
-    elif kind == "polyglot":
-        Image.new("RGB", (30, 30)).save(stream, "JPEG")
-        stream.write(b"<script>alert(1)</script><?php system('id'); ?>")
-    elif kind == "bomb":
-        # 20,000 x 20,000 pixels in some bytes: the header is enough to refuse it.
-        Image.new("1", (20_000, 20_000)).save(stream, "PNG")
-    elif kind == "svg":
-        stream.write(b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>')
-    elif kind == "truncated":
-        Image.effect_noise((300, 300), 90).save(stream, "JPEG")
-        return stream.getvalue()[:2000]
-    elif kind == "pdf":
-        stream.write(b"%PDF-1.7\n")
-    elif kind == "eps":
-        stream.write(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n{ } loop\n")
-    return stream.getvalue()
 
 
 @pytest.mark.parametrize("kind", ["1x1", "1xN", "animated", "16 bit", "CMYK", "polyglot"])

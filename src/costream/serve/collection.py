@@ -54,7 +54,6 @@ class Collection:
         self.ids = PublicIds(None if settings.shows_paths else _secret_of(folder))
         self.thumbnails = ThumbnailStore(
             thumbnail_folder(folder),
-            max_pixels=settings.limits.pixels * 2,
             max_bytes=settings.limits.picture_file_bytes,
         )
         self._listing: _Listing | None = None

@@ -1,8 +1,8 @@
 """Small pictures of indexed files: made once, when first looked at, and kept beside the index.
 
 A thumbnail's name is the hash of the file's content, one of three sizes, and of clips the moment;
-nothing that a client sends becomes part of it. Clips are decoded in processes of their own. Files
-are written whole or not at all.
+nothing that a client sends becomes part of it. Files are decoded in processes of their own, which a
+broken one may crash, and thumbnails are written whole or not at all.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from pathlib import Path
 
 from PIL import Image
 
-from costream.data.decode import open_image
 from costream.data.decode_apart import Decoders
 from costream.errors import DataError
 from costream.index.records import Item
@@ -29,6 +28,8 @@ from costream.serve import files
 from costream.serve.problems import Problem
 
 _HASH = re.compile(r"[0-9a-f]{64}\Z")
+# Of a file in messages of its decoder; without a colon.
+_NAME = "file"
 _JPEG_BEGINS, _JPEG_ENDS = b"\xff\xd8\xff", b"\xff\xd9"
 
 
@@ -64,13 +65,11 @@ class ThumbnailStore:
     Args:
         folder: Where they are; made when the first is. One that cannot be written is no error: the
             thumbnails are made again each time.
-        max_pixels: Most pixels of a picture.
         max_bytes: Most bytes of its file.
     """
 
-    def __init__(self, folder: Path, *, max_pixels: int, max_bytes: int) -> None:
+    def __init__(self, folder: Path, *, max_bytes: int) -> None:
         self._folder = folder
-        self._max_pixels = max_pixels
         self._max_bytes = max_bytes
         self._decoders = Decoders()
 
@@ -142,10 +141,9 @@ class ThumbnailStore:
         finally:
             os.close(file.descriptor)
         try:
-            picture = open_image(content, max_pixels=self._max_pixels, smallest_side=smallest_side)
+            picture = self._decoders.decode(content, _NAME, smallest_side=smallest_side)
         except DataError as error:
-            # "picture of 123 bytes: is ..." without what it is called.
-            raise Problem(415, f"the file {error.message.partition(': ')[2]}") from error
+            raise _no_picture(error) from error
         return picture, hashlib.sha256(content).hexdigest() == item.content_hash
 
     def _frame(
@@ -157,7 +155,7 @@ class ThumbnailStore:
         try:
             return self._decoders.frame_at(path, moment, smallest_side=smallest_side)
         except DataError as error:
-            raise Problem(415, f"the file {error.message.partition(': ')[2]}") from error
+            raise _no_picture(error) from error
 
     def remove_others(self, hashes: Set[str]) -> int:
         """Delete the thumbnails of what is in the index no more.
@@ -192,6 +190,12 @@ class ThumbnailStore:
             # A full disk or a folder of somebody else: the thumbnail is shown and not kept.
             with contextlib.suppress(OSError):
                 temporary.unlink()
+
+
+def _no_picture(error: DataError) -> Problem:
+    # Messages begin with what the file is called, which is not for everybody.
+    words = error.message.partition(": ")[2] or "cannot be decoded"
+    return Problem(415, f"the file {words}")
 
 
 def _encoded(picture: Image.Image, size: Size) -> bytes:

@@ -145,6 +145,8 @@ def take(browser: Browser, url: str, shot: Shot) -> bytes:
     page = context.new_page()
     page.goto(f"{url}{shot.fragment}")
     settle(page)
+    page.reload()  # the first question waits for much that is loaded once
+    settle(page)
     for key in shot.press:
         page.locator("body").press(key) if key == "?" else press(page, key)
         settle(page)

@@ -316,6 +316,26 @@ def test_a_result_is_looked_at_closely(page: Watched, service: httpx.Client) -> 
     assert "open=" not in page.page.url
 
 
+def test_where_it_matches_is_laid_over_the_whole_picture(page: Watched) -> None:
+    page.open("#q=an+animal+with+stripes")
+    page.page.locator(".tile .open").first.click()
+    page.page.keyboard.press("w")
+    shade = page.page.locator("canvas.shade")
+    expect(shade).to_be_visible()
+    covered, picture = shade.bounding_box(), page.page.locator(".large").bounding_box()
+    assert covered == picture
+    lightest, darkest = page.page.evaluate(
+        """() => { const shade = document.querySelector("canvas.shade");
+        const pixels = shade.getContext("2d").getImageData(0, 0, shade.width, shade.height).data;
+        const alphas = pixels.filter((_, number) => number % 4 === 3);
+        return [Math.min(...alphas), Math.max(...alphas)]; }"""
+    )
+    assert lightest < 40
+    assert darkest > 120
+    page.page.keyboard.press("w")
+    expect(shade).to_have_count(0)
+
+
 def test_a_part_of_a_picture_is_searched(page: Watched) -> None:
     page.open("#q=a+zebra")
     page.page.locator(".tile .open").first.click()
@@ -463,6 +483,9 @@ def test_a_phone_shows_everything(chromium: Browser, service: httpx.Client, widt
         is_mobile=True,
     )
     phone.open("#q=a+dog&plus=snow&minus=a+very+long+part+of+a+question&where=modality%3Dimage")
+    box, pick = (phone.page.locator(each).bounding_box() for each in ("#query", "[data-do=pick]"))
+    assert box is not None and pick is not None
+    assert abs(box["y"] - pick["y"]) < box["height"]  # beside each other
     wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
     assert phone.page.evaluate(wide) <= 0
     assert len(phone.names()) == 5

@@ -211,6 +211,9 @@ class ServedModel:
 
     def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Strings to vectors (N, D)."""
+        known = [vector for text in texts if (vector := self._cached(text)) is not None]
+        if len(known) == len(texts):
+            return self._stacked(known)
         return self._from_thread(lambda: self.texts(texts))
 
     def encode_images(self, images: Sequence[PictureSource]) -> NDArray[np.float32]:

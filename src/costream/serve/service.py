@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +19,7 @@ from anyio import CapacityLimiter, to_thread
 from costream.errors import CostreamError
 from costream.index.protocol import SearchIndex
 from costream.index.records import Item
-from costream.search import Answer, Query, Searcher, Term
+from costream.search import Answer, Picture, Query, Searcher, Term, Words
 from costream.serve.batching import Batcher
 from costream.serve.collection import Collection
 from costream.serve.explaining import PICTURED, Explained, ask_about, with_patches
@@ -41,6 +42,8 @@ _READY_S = 1.0
 _READY_TIMEOUT_S = 10.0
 # Threads that search wait for the model most of the time; those that decode pictures compute.
 _SEARCH_THREADS = 64
+# Searches that wait for nothing only keep each other from the processor.
+_WORDS_THREADS = 4
 _PICTURE_THREADS = 4
 # Searches that hang (in a database that does not answer) keep their threads after their requests
 # have been answered.
@@ -82,6 +85,7 @@ class Service:
         self._ready: tuple[float, str] = (-_READY_S, "")
         self._ready_lock = asyncio.Lock()
         self._search_threads: CapacityLimiter | None = None
+        self._words_threads: CapacityLimiter | None = None
         self._picture_threads: CapacityLimiter | None = None
         self._explain_thread: CapacityLimiter | None = None
         self._searching = _Count()
@@ -90,6 +94,7 @@ class Service:
     async def running(self) -> AsyncIterator[None]:
         """Work while the block runs."""
         self._search_threads = CapacityLimiter(_SEARCH_THREADS)
+        self._words_threads = CapacityLimiter(_WORDS_THREADS)
         self._picture_threads = CapacityLimiter(_PICTURE_THREADS)
         self._explain_thread = CapacityLimiter(1)
         self._model = ServedModel(self._parts, self.settings.limits)
@@ -128,7 +133,16 @@ class Service:
             What was found.
         """
         model = self.model
-        found = await self._searched(lambda: Searcher(self.collection.index, model).answer(query))
+        # In the event loop, so that no thread waits for it: the words of all requests meet there.
+        begin = time.perf_counter()
+        await model.texts([term.text for term in query.terms if isinstance(term, Words)])
+        waited = time.perf_counter() - begin
+        found = await self._searched(
+            lambda: Searcher(self.collection.index, model).answer(query),
+            waits=any(isinstance(term, Picture) for term in query.terms),
+        )
+        spent = {**found.seconds, "encode": found.seconds["encode"] + waited}
+        found = replace(found, seconds=spent)
         for stage, seconds in found.seconds.items():
             self.metrics.stage_seconds.labels(stage).observe(seconds)
         return found
@@ -152,8 +166,8 @@ class Service:
                 lambda: with_patches(asked, collection, model, item), limiter=self._explain_thread
             )
 
-    async def _searched(self, call: Callable[[], T]) -> T:
-        """Something that asks the index and the model, in a thread that may wait for both."""
+    async def _searched(self, call: Callable[[], T], *, waits: bool = True) -> T:
+        """Something that asks the index, in a thread; `waits` if that may wait for the model."""
         if self._searching.now >= _MOST_HANGING:
             raise too_busy("searches hang, as the index does not answer", retry_after_s=5)
         ticket = Ticket()
@@ -166,7 +180,9 @@ class Service:
         try:
             async with asyncio.timeout(self.settings.limits.answer_s):
                 return await to_thread.run_sync(
-                    counted, limiter=self._search_threads, abandon_on_cancel=True
+                    counted,
+                    limiter=self._search_threads if waits else self._words_threads,
+                    abandon_on_cancel=True,
                 )
         finally:
             ticket.cancel()

@@ -167,6 +167,12 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def in_order(path: Path, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """New lines and those of a file, by size."""
+    order = [f"{kernel} {rows}" for rows in SIZES for kernel in NEEDS]
+    return _results.merged(path, results, order + [r["name"] for r in results])
+
+
 def main() -> int:
     """Run the benchmark, print one table and draw it."""
     parser = argparse.ArgumentParser(
@@ -199,14 +205,13 @@ def main() -> int:
                 result = measured(kernel, folder, rows, options.dim)
                 if result is not None:
                     results.append(result)
+                    _results.write(options.json, in_order(options.json, results))
         for rows in sorted(set(options.rows) - set(largest)):
             print(f"{rows:,}: left out, there is no room for it", file=sys.stderr)
-    order = [f"{kernel} {rows}" for rows in SIZES for kernel in NEEDS]
-    results = _results.merged(options.json, results, order + [r["name"] for r in results])
+    results = in_order(options.json, results)
     print_table(results)
     if warning:
         print(f"\nNot to be trusted: {warning}.")
-    _results.write(options.json, results)
     plot(results, options.plot)
     return 0
 

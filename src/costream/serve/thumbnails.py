@@ -135,8 +135,8 @@ class ThumbnailStore:
         file = files.open_item(item)
         try:
             if item.modality == "video":
-                same = (file.size_bytes, file.mtime_ns) == (item.size, item.mtime_ns)
-                return self._frame(file, item, moment or 0.0, smallest_side), same
+                frame = self._frame(file, item, moment or 0.0, smallest_side)
+                return frame, _is_indexed(file, item)
             content = files.read_all(file, self._max_bytes)
         finally:
             os.close(file.descriptor)
@@ -190,6 +190,16 @@ class ThumbnailStore:
             # A full disk or a folder of somebody else: the thumbnail is shown and not kept.
             with contextlib.suppress(OSError):
                 temporary.unlink()
+
+
+def _is_indexed(file: files.OpenFile, item: Item) -> bool:
+    """Whether a clip, which may be gigabytes, is the one that was indexed."""
+    if item.mtime_ns:
+        return (file.size_bytes, file.mtime_ns) == (item.size, item.mtime_ns)
+    # It was too fresh for its time to mean anything.
+    with os.fdopen(os.dup(file.descriptor), "rb") as stream:
+        stream.seek(0)
+        return hashlib.file_digest(stream, "sha256").hexdigest() == item.content_hash
 
 
 def _no_picture(error: DataError) -> Problem:

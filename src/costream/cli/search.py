@@ -20,6 +20,7 @@ from costream.search.query import Like, Picture, Query, Region, Term, Words
 
 if TYPE_CHECKING:
     from costream.index.protocol import SearchIndex
+    from costream.search.engine import Searcher
     from costream.search.records import Answer
 
 
@@ -86,6 +87,12 @@ def run(
             "--model", metavar="NAME_OR_DIR", help="Default: the one that the index was made with."
         ),
     ] = None,
+    rank: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--rank", metavar="METHOD", help="A rank step: 'NAME KEY=VALUE ...'; repeatable."
+        ),
+    ] = None,
     kernel: KernelName = None,
     html: Annotated[
         Path | None,
@@ -110,7 +117,7 @@ def run(
     )
     if html is not None:
         check_target(html)
-    answer = answer_query(query, index, model_name=model, kernel=kernel)
+    answer = answer_query(query, index, model_name=model, rank=rank or (), kernel=kernel)
     if html is not None:
         _write_page(html, query, answer)
     if as_json:
@@ -121,7 +128,12 @@ def run(
 
 
 def answer_query(
-    query: Query, place: str | Path, *, model_name: str | None = None, kernel: str | None = None
+    query: Query,
+    place: str | Path,
+    *,
+    model_name: str | None = None,
+    rank: Sequence[str] = (),
+    kernel: str | None = None,
 ) -> Answer:
     """Ask an index.
 
@@ -129,6 +141,7 @@ def answer_query(
         query: What to find. The id of a `Like` may also be the path of the item's file.
         place: Folder of the index, or the address of its database.
         model_name: Name or folder; None for the one that the index was made with.
+        rank: Words of methods that bring rank steps.
         kernel: What scans the vectors; None to go by size.
 
     Returns:
@@ -137,11 +150,10 @@ def answer_query(
     Raises:
         DataError: When there is no index, nothing in it, or a picture or item is absent or broken.
         SpaceMismatch: When the index was made with another model.
-        ConfigError: When the terms cancel each other, or the kernel cannot be had.
+        ConfigError: When the terms cancel each other, the kernel cannot be had, or a method is
+            not there or brings no rank step.
     """
-    from costream.encoders.light.encoder import LightEncoder
     from costream.index import open_index
-    from costream.search.engine import Searcher
 
     with open_index(place, kernel=kernel) as index:
         if not len(index):
@@ -151,8 +163,25 @@ def answer_query(
             )
         terms = tuple(_with_id(term, index) for term in query.terms)
         name = model_name or recall_model(place, index.space) or DEFAULT_MODEL
-        searcher = Searcher(index, LightEncoder(name))
+        searcher = _searcher(index, name, rank)
         return searcher.answer(replace(query, terms=terms))
+
+
+def _searcher(index: SearchIndex, model_name: str, rank: Sequence[str]) -> Searcher:
+    from costream.search.engine import Searcher
+
+    if not rank:
+        from costream.encoders.light.encoder import LightEncoder
+
+        return Searcher(index, LightEncoder(model_name))
+    from costream.system import load_system
+
+    system = load_system(model_name, rank)
+    if not system.parts.rank:
+        raise ConfigError(
+            f"{', '.join(rank)} brings no rank step", hint="costream methods says what each does"
+        )
+    return Searcher(index, system.model, steps=system.parts.rank)
 
 
 def _given(text: str | None, plus: Sequence[str] | None) -> list[str]:

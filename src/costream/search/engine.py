@@ -18,10 +18,12 @@ from costream.data.perceptual import HASH_KEY
 from costream.errors import ConfigError
 from costream.search import duplicates
 from costream.search.algebra import combine, multiply
+from costream.search.candidates import Candidate, GoneError, look_up
 from costream.search.query import Like, Picture, Query, Region, Term, Words
-from costream.search.rank import Candidate, GoneError, Ranked, look_up, rank
+from costream.search.rank import Ranked, rank
 from costream.search.records import Answer, Result
 from costream.search.relevance import SAMPLE, Judge, judge_of
+from costream.search.steps import RankSteps
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from costream.data.picture import PictureSource
     from costream.index.protocol import SearchIndex
     from costream.records import Space
+    from costream.scoring.protocol import RankStep
 
 _SEED = 0
 # Times to answer when items are removed while the answer is put together.
@@ -63,6 +66,7 @@ class Searcher:
         index: Where to search; not closed by this object.
         encoder: The model that the index was made with. For questions in words one that reads
             texts is enough.
+        steps: Rank steps, in order: what is done to the ranking by vectors.
 
     Example:
         >>> import costream, tempfile
@@ -76,9 +80,12 @@ class Searcher:
         'dogs'
     """
 
-    def __init__(self, index: SearchIndex, encoder: TextEncoder) -> None:
+    def __init__(
+        self, index: SearchIndex, encoder: TextEncoder, *, steps: Sequence[RankStep] = ()
+    ) -> None:
         self.index = index
         self.encoder = encoder
+        self._steps = RankSteps(index, steps)
 
     def answer(self, query: Query) -> Answer:
         """Answer a question.
@@ -156,7 +163,13 @@ class Searcher:
         while True:
             with clock("search"):
                 ranked = rank(
-                    self.index, self.encoder.space, asked_D, query, depth=depth, total=total
+                    self.index,
+                    self.encoder.space,
+                    asked_D,
+                    query,
+                    depth=depth,
+                    total=total,
+                    steps=self._steps,
                 )
             seen = [_judged(one, judge) for one in ranked.candidates if one.id not in hidden]
             with clock("sift"):
@@ -170,7 +183,7 @@ class Searcher:
             results=shown,
             total=total,
             nothing_relevant=_is_nothing(seen, judge),
-            exact=ranked.by_vectors.exact,
+            exact=ranked.by_vectors.exact and self._steps.is_exact,
             recall=ranked.by_vectors.recall,
             kernel=ranked.by_vectors.kernel,
             seconds=clock.seconds,
@@ -295,7 +308,7 @@ def _rest_is_below(query: Query, ranked: Ranked, judge: Judge | None) -> bool:
     """Whether all that was not looked at is below the least relevance asked for."""
     if judge is None or query.min_relevance is None:
         return False
-    return judge.relevance(float(ranked.by_vectors.scores[0][-1])) < query.min_relevance
+    return judge.relevance(ranked.unseen) < query.min_relevance
 
 
 def _is_nothing(seen: Sequence[_Judged], judge: Judge | None) -> bool:

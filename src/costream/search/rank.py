@@ -7,21 +7,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from costream.errors import DataError
 from costream.index.filters import Filter
 from costream.scoring.fuse import fold, fuse, named_by, telling
+from costream.search.candidates import Candidate, by_vectors, look_up
 from costream.search.query import Query, Words
 
 if TYPE_CHECKING:
     from costream.index.protocol import SearchIndex
     from costream.index.records import Item
     from costream.records import Ranking, Space
+    from costream.search.steps import RankSteps
 
 # Places of each ranking that count when two are fused; more would change nothing on a first page.
 _DEPTH = 200
@@ -33,42 +34,21 @@ _FUNCTION_WORDS = frozenset(
 )
 
 
-class GoneError(Exception):
-    """An item was removed between being found and being looked up; asking again helps."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Candidate:
-    """One item of a ranking.
-
-    Attributes:
-        id: In the index.
-        score: Cosine of the question and its best vector; None for an item without a vector.
-        span: Start and end of its best moment in seconds, if it has moments.
-        reasons: Stage to its score.
-        is_named: Whether the words asked for are its name.
-    """
-
-    id: str
-    score: float | None
-    span: tuple[float, float] | None = None
-    reasons: Mapping[str, float] = field(default_factory=dict)
-    is_named: bool = False
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ranked:
     """A ranking, and how it was made.
 
     Attributes:
         candidates: Best first, each item once.
-        by_vectors: The ranking by vectors alone.
+        by_vectors: The ranking by vectors alone, before any rank step.
         is_whole: Whether every item that can be found is among the candidates.
+        unseen: No item that is not among the candidates has a greater cosine.
     """
 
     candidates: tuple[Candidate, ...]
     by_vectors: Ranking
     is_whole: bool
+    unseen: float
 
 
 def rank(
@@ -79,6 +59,7 @@ def rank(
     *,
     depth: int,
     total: int,
+    steps: RankSteps,
 ) -> Ranked:
     """Rank the items of an index.
 
@@ -89,6 +70,7 @@ def rank(
         query: Its words and conditions.
         depth: Places of the ranking by vectors to look at.
         total: Items that the conditions let through.
+        steps: What is done to the ranking by vectors before words come in.
 
     Returns:
         At least the best `depth` items, or all there are; their order does not depend on `depth`.
@@ -97,38 +79,18 @@ def rank(
         GoneError: An item was removed meanwhile.
     """
     depth = max(depth, _DEPTH)
-    found = index.search(asked_D[None], space, depth, where=query.where)
-    candidates = _by_vectors(found)
+    modality = "text" if all(isinstance(term, Words) for term in query.terms) else "image"
+    ranked = steps.rank(asked_D, space, modality=modality, wanted=depth, where=query.where)
+    candidates = dict(ranked.candidates)
     words = _only_words(query)
     if words:
         candidates = _with_words(index, space, asked_D, query, words, candidates, total)
     return Ranked(
         candidates=tuple(candidates.values()),
-        by_vectors=found,
-        is_whole=len(found.ids[0]) < depth,
+        by_vectors=ranked.found,
+        is_whole=ranked.is_whole,
+        unseen=ranked.unseen,
     )
-
-
-def look_up(index: SearchIndex, ids: Sequence[str]) -> list[Item]:
-    """Items that were just found.
-
-    Args:
-        index: Where they are.
-        ids: Which.
-
-    Returns:
-        One an id, in their order.
-
-    Raises:
-        GoneError: One of them was removed meanwhile.
-        DataError: The index is damaged.
-    """
-    try:
-        return index.get(ids)
-    except DataError as error:
-        if index.count(Filter(ids=frozenset(ids))) == len(set(ids)):
-            raise
-        raise GoneError from error
 
 
 def names_of(item: Item) -> tuple[str, ...]:
@@ -172,16 +134,6 @@ def _only_words(query: Query) -> list[str]:
         return []
     texts = [term.text for term in query.terms if isinstance(term, Words) and term.weight > 0]
     return texts if len(texts) == len(query.terms) else []
-
-
-def _by_vectors(found: Ranking) -> dict[str, Candidate]:
-    spans = found.spans[0] if found.spans else [None] * len(found.ids[0])
-    return {
-        item_id: Candidate(
-            id=item_id, score=float(score), span=span, reasons={"vectors": float(score)}
-        )
-        for item_id, score, span in zip(found.ids[0], found.scores[0], spans, strict=True)
-    }
 
 
 def _with_words(
@@ -233,4 +185,4 @@ def _scored(
     if not wanted:
         return {}
     where = replace(query.where or Filter(), ids=wanted)
-    return _by_vectors(index.search(asked_D[None], space, len(wanted), where=where))
+    return by_vectors(index.search(asked_D[None], space, len(wanted), where=where))

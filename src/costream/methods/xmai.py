@@ -71,7 +71,7 @@ CARD = {
     "kind": "robustness evaluation",
     "slots": ("evaluation",),
     "index_impact": "none",
-    "summary": "Inserts likely, fitting, misleading words before nouns of captions and measures what "
+    "summary": "Inserts likely, fitting, misleading words before nouns and measures what "
     "text-to-image retrieval loses, with the share of inserted words that are true.",
 }
 

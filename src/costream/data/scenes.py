@@ -173,11 +173,17 @@ def _draw(objects: tuple[SceneObject, ...], size_px: int, rng: np.random.Generat
     image = Image.new("RGB", (size_px, size_px), (shade, shade, shade))
     canvas = ImageDraw.Draw(image)
     for item in objects:
-        _draw_object(canvas, item)
+        draw_object(canvas, item)
     return image
 
 
-def _draw_object(canvas: ImageDraw.ImageDraw, item: SceneObject) -> None:
+def draw_object(canvas: ImageDraw.ImageDraw, item: SceneObject) -> None:
+    """Draw one object into its box.
+
+    Args:
+        canvas: Of an RGB picture.
+        item: Its shape, colour and box.
+    """
     left, top, right, bottom = item.box_px
     right, bottom = right - 1, bottom - 1  # Pillow draws the last pixel too
     fill = COLOURS[item.colour]

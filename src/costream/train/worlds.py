@@ -18,8 +18,10 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from costream.data import DataSet, make_scenes, read_data
 from costream.encoders.device import keep_freed_memory
 from costream.encoders.dual import DualConfig, DualEncoder
+from costream.encoders.preprocess import TextPreprocess
 from costream.encoders.presets import TINY
 from costream.encoders.starting_weights import pretrained_mini
+from costream.encoders.text import TextConfig
 from costream.errors import ConfigError, DataError
 from costream.evaluate.vectors import evaluate_vectors
 from costream.train.short import CachedPairs, cache_pairs, encode_cached
@@ -176,6 +178,47 @@ def tiny_models(train: DataSet, *, name: str = "scenes") -> Callable[[int], Dual
     tokenizer = word_tokenizer(train)
     text = replace(TINY.text, vocab_size=tokenizer.get_vocab_size())
     config = replace(TINY, text=text, name=name)
+
+    def make(seed: int) -> DualEncoder:
+        torch.manual_seed(seed)
+        return DualEncoder(config, tokenizer)
+
+    return make
+
+
+def tiny_clips(
+    train: DataSet, *, context: int, name: str = "tiny-clip", depth: int = 3
+) -> Callable[[int], DualEncoder]:
+    """Tiny towers of CLIP's kind: causal text read at its last token, a class token for pictures.
+
+    Args:
+        train: Whose words are the tokens.
+        context: Most tokens a text may have, with one at each end.
+        name: Of the models.
+        depth: Layers of each tower.
+
+    Returns:
+        A model by seed, with random weights.
+    """
+    tokenizer = word_tokenizer(train)
+    layers = replace(TINY.text.transformer, depth=depth, activation="quick_gelu")
+    config = replace(
+        TINY,
+        name=name,
+        vision=replace(
+            TINY.vision, patch_px=8, transformer=layers, pre_norm=True, final_norm="pooled"
+        ),
+        text=TextConfig(
+            vocab_size=tokenizer.get_vocab_size(),
+            context=context,
+            transformer=layers,
+            causal=True,
+            final_norm=True,
+            pooling="eot",
+            eot_id=tokenizer.token_to_id("[SEP]"),
+        ),
+        text_preprocess=TextPreprocess(max_tokens=context),
+    )
 
     def make(seed: int) -> DualEncoder:
         torch.manual_seed(seed)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from tokenizers.processors import TemplateProcessing
 
 from costream.data import make_scenes
 from costream.encoders.dual import DualConfig, DualEncoder
@@ -198,6 +199,19 @@ def test_padding_to_the_longest_or_to_the_context(model: DualEncoder) -> None:
     assert ids[0].tolist()[2:] == [3, 9, 9, 9]
     assert mask.all()
     assert tokenize(model.tokenizer, [], TextPreprocess(max_tokens=6))[0].shape == (0, 0)
+
+
+def test_a_prefix_stands_between_the_opening_token_and_the_words_and_is_never_cut() -> None:
+    tokenizer = tiny_model().tokenizer
+    plain, _ = tokenize(tokenizer, ["a disc", ""], TextPreprocess(max_tokens=8))
+    settings = TextPreprocess(max_tokens=8, prefix_ids=(7, 8))
+    ids, mask = tokenize(tokenizer, ["a disc", "", "a " * 20], settings)
+    assert ids[0, :6].tolist() == [plain[0, 0], 7, 8, *plain[0, 1:]]
+    assert ids[1, :4].tolist() == [plain[1, 0], 7, 8, plain[1, 1]]
+    assert ids[2, :3].tolist() == ids[0, :3].tolist() and ids[2, -1] == plain[0, -1]
+    assert mask.sum(axis=1).tolist() == [6, 4, 8]
+    tokenizer.post_processor = TemplateProcessing(single="$A [SEP]", special_tokens=[("[SEP]", 3)])
+    assert tokenize(tokenizer, ["a"], settings)[0][0, :2].tolist() == [7, 8]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 90), (90, 1), (24, 24), (25, 400)])

@@ -101,11 +101,14 @@ class TextPreprocess:
         max_tokens: Longest sequence, special tokens included; longer texts are cut.
         pad_id: Token id that fills shorter texts.
         pad_to_max: Whether every text is padded to `max_tokens` (SigLIP) and no mask is used.
+        prefix_ids: Token ids put before the words of every text, after an opening special token:
+            an instruction, or places that a method fills with what it learned.
     """
 
     max_tokens: Annotated[int, Range(1)]
     pad_id: int = 0
     pad_to_max: bool = False
+    prefix_ids: tuple[int, ...] = ()
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
@@ -160,8 +163,9 @@ def tokenize(
             )
     rows: list[list[int]] = []
     readable = [_LONE_SURROGATE.sub("\ufffd", text) for text in texts]
+    opening = opening_tokens(tokenizer) if settings.prefix_ids else 0
     for encoding in tokenizer.encode_batch(readable):
-        ids = encoding.ids
+        ids = [*encoding.ids[:opening], *settings.prefix_ids, *encoding.ids[opening:]]
         if len(ids) > settings.max_tokens:
             closing = ids[-1:] if encoding.special_tokens_mask[-1] else []
             ids = ids[: settings.max_tokens - len(closing)] + closing
@@ -175,6 +179,11 @@ def tokenize(
     if settings.pad_to_max:
         mask_BT[:] = 1
     return ids_BT, mask_BT
+
+
+def opening_tokens(tokenizer: Tokenizer) -> int:
+    """Special tokens that a tokenizer puts before every text: 1 for BERT and CLIP, 0 for SigLIP."""
+    return int(tokenizer.encode("a").special_tokens_mask[0])
 
 
 def check_list(items: Sequence[T], what: str) -> Sequence[T]:

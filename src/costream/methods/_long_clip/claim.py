@@ -20,9 +20,9 @@ from costream.train.worlds import first_samples, tiny_clips
 Values = Mapping[str, float]
 
 FIRST = TrainConfig(
-    steps=1000, batch_size=64, learning_rate=1e-3, warmup_steps=50, weight_decay=0.05
+    steps=400, batch_size=64, learning_rate=1e-3, warmup_steps=50, weight_decay=0.05
 )
-SECOND = replace(FIRST, steps=250, learning_rate=3e-4)
+SECOND = replace(FIRST, steps=250, learning_rate=5e-4)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
 from costream.data import DataSet
 from costream.encoders.dual import DualEncoder
-from costream.encoders.preprocess import tokenize
 from costream.methods.long_clip import SHORT, Config, LongClipObjective, TwoLengths, lengthen
 from costream.records import Batch
 from costream.train.config import TrainConfig
 from costream.train.loader import Draw
-from costream.train.short import CachedPairs, cache_pairs, encode_cached, train_short
+from costream.train.short import CachedPairs, cache_pairs, cache_texts, encode_cached, train_short
 from costream.train.worlds import retrieval_hits
 
 KEEP = 8
@@ -39,42 +37,38 @@ same with both losses; short texts without principal components; and the method 
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class TwoLengthPairs(CachedPairs):
+class TwoLengthPairs:
     """Pictures with one long text each, and one short one.
 
     Attributes:
-        short_ids: int64 (N, T), tokens of the short texts.
-        short_mask: int64 (N, T).
+        long: Pictures with the long texts.
+        short: The same pictures with the short ones.
     """
 
-    short_ids: Tensor
-    short_mask: Tensor
+    long: CachedPairs
+    short: CachedPairs
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """One a picture."""
+        return self.long.names
 
     def batch(
         self, draws: Sequence[Draw], captions_of: Sequence[int], trust: Sequence[float]
     ) -> tuple[Batch, Tensor | None]:
         """As of `CachedPairs`, with the short texts beside the long ones."""
-        batch, frozen = CachedPairs.batch(self, draws, captions_of, trust)
-        rows = [captions_of[draw.sample] for draw in draws]
-        longest = int(self.short_mask[rows].sum(dim=1).max())
-        short = {
-            f"{SHORT}.ids": self.short_ids[rows, None, :longest],
-            f"{SHORT}.mask": self.short_mask[rows, None, :longest],
-        }
-        return replace(batch, slots={**batch.slots, **short}), frozen
+        batch, frozen = self.long.batch(draws, captions_of, trust)
+        short, _ = self.short.batch(draws, captions_of, trust)
+        more = {f"{SHORT}.{part}": short.slots[f"text.{part}"] for part in ("ids", "mask")}
+        return replace(batch, slots={**batch.slots, **more}), frozen
 
 
 def two_lengths(model: DualEncoder, data: DataSet) -> TwoLengthPairs:
     """Pictures with one long text each as a model reads them."""
     samples = TwoLengths().of_all(data.samples)
-    pairs = cache_pairs(model, DataSet(name=data.name, samples=tuple(samples)))
-    short = [sample.slots[SHORT][0] for sample in samples]
-    ids, mask = tokenize(model.tokenizer, short, model.config.text_preprocess)
-    return TwoLengthPairs(
-        **{field.name: getattr(pairs, field.name) for field in fields(CachedPairs)},
-        short_ids=torch.from_numpy(ids),
-        short_mask=torch.from_numpy(mask),
-    )
+    long = cache_pairs(model, data)
+    short = cache_texts(model, long, [sample.slots[SHORT] for sample in samples])
+    return TwoLengthPairs(long=long, short=short)
 
 
 def tune(

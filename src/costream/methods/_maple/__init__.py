@@ -1,0 +1,1 @@
+"""The experiment behind the claim of MaPLe."""

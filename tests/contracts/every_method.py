@@ -72,7 +72,11 @@ def trained_with(
     model = tiny_model(seed=seed)
     training = Training(data=data, directory=folder)
     methods = [small_method(name) for name in names]
-    return apply_methods(model, methods, seed=seed, training=training), data
+    system = apply_methods(model, methods, seed=seed, training=training)
+    rng = np.random.default_rng(seed)
+    for pipe in system.parts.data:
+        data = DataSet(name=data.name, samples=tuple(pipe(data.samples, rng)))
+    return system, data
 
 
 def batch_of(model: DualEncoder, data: DataSet, reads: tuple[str, ...], *, size: int = 6) -> Batch:

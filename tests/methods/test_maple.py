@@ -21,17 +21,20 @@ from costream.encoders.preprocess import tokenize
 from costream.encoders.storage import load, save_model
 from costream.errors import ConfigError, DataError
 from costream.evaluate import report_to_json
-from costream.methods.maple import (
+from costream.methods._maple.classes import (
     BaseToNovel,
-    Config,
     FewShots,
+    accuracy,
+    class_text,
+    halves,
+)
+from costream.methods._maple.world import shape_pictures
+from costream.methods.maple import (
+    Config,
     MapleObjective,
     TextPrompts,
     VisionPrompts,
-    accuracy,
-    class_text,
     freeze,
-    halves,
     put_prompts,
 )
 from costream.parts import Parts, System
@@ -43,7 +46,8 @@ from costream.train.worlds import tiny_clips
 
 SMALL: dict[str, str] = {"label": "mentioned"}
 
-CLASSES = tuple(f"{colour} {shape}" for colour in ("red", "blue", "green") for shape in "xyz")
+SHAPES = ("disc", "square", "cross")
+CLASSES = tuple(f"{colour} {shape}" for colour in ("red", "blue", "green") for shape in SHAPES)
 
 
 def words(*more: str) -> DataSet:
@@ -111,7 +115,7 @@ def seen_by_layers(model: DualEncoder, side: str) -> list[Tensor]:
 
     handles = [layer.register_forward_pre_hook(note) for layer in tower.transformer.layers]
     if side == "text":
-        model.encode_texts(["of a red x."])
+        model.encode_texts(["of a red disc."])
     else:
         model.embed_pixels(pixels(1))
     for handle in handles:
@@ -165,7 +169,7 @@ def test_prompts_of_words_alone_are_the_zero_shot_model_to_the_last_bit() -> Non
     plain, prompted = clip_like(), clip_like()
     put_prompts(prompted, Config(layers=1, towers="text"))
     texts = [[class_text(name, model) for name in CLASSES] for model in (plain, prompted)]
-    assert texts[0][0] == "a photo of a red x." and texts[1][0] == "of a red x."
+    assert texts[0][0] == "a photo of a red disc." and texts[1][0] == "of a red disc."
     np.testing.assert_array_equal(prompted.encode_texts(texts[1]), plain.encode_texts(texts[0]))
     assert torch.equal(prompted.embed_pixels(pixels()), plain.embed_pixels(pixels()))
 
@@ -206,7 +210,7 @@ def test_a_saved_model_is_loaded_with_its_prompts(towers: str, tmp_path: Path) -
     loaded = load(save_model(model, tmp_path / "m"), device="cpu")
     assert loaded.space == model.space
     np.testing.assert_allclose(
-        loaded.encode_texts(["of a red x."]), model.encode_texts(["of a red x."]), atol=5e-3
+        loaded.encode_texts(["of a red disc."]), model.encode_texts(["of a red disc."]), atol=5e-3
     )
     assert load_system(tmp_path / "m", device="cpu").parts.evaluation
 
@@ -239,12 +243,12 @@ def batch_of(classes: list[str]) -> tuple[Batch, dict[str, str]]:
 
 def test_the_loss_is_cross_entropy_over_the_classes() -> None:
     model = put_prompts(clip_like(), Config())
-    batch, names = batch_of(["red x", "blue y", "red x"])
-    objective = MapleObjective(0.1, {**names, "other": "green z"})
+    batch, names = batch_of(["red disc", "blue square", "red disc"])
+    objective = MapleObjective(0.1, {**names, "other": "green cross"})
     state = objective.init_state(model)
-    found = float(objective.loss(model, batch, model.features(batch), state).total)
+    found = float(objective.loss(model, batch, model.features(batch), state).total.detach())
     images = model.embed_pixels(pixels()).detach().double().numpy()
-    classes = sorted({"red x", "blue y", "green z"})
+    classes = sorted({"red disc", "blue square", "green cross"})
     texts = model.encode_texts([f"of a {name}." for name in classes]).astype(np.float64)
     expected = 0.0
     for image, name in zip(images, names.values(), strict=True):
@@ -256,7 +260,7 @@ def test_the_loss_is_cross_entropy_over_the_classes() -> None:
 
 def test_no_gradient_reaches_the_model_and_it_reaches_prompts_through_both_towers() -> None:
     model = freeze(put_prompts(clip_like(), Config(layers=3)))
-    batch, names = batch_of(["red x", "blue y", "green z"])
+    batch, names = batch_of(["red disc", "blue square", "green cross"])
     objective = MapleObjective(0.1, names)
     state = objective.init_state(model)
     text = model.text.hook
@@ -339,13 +343,8 @@ class Constant:
 
 
 def learning_world() -> tuple[DualEncoder, DataSet]:
-    """Scenes of one caption each, as nine classes."""
-    scenes = make_scenes(27, size_px=48)
-    samples = tuple(
-        replace(sample, slots={**sample.slots, "text": (CLASSES[number % 9],)})
-        for number, sample in enumerate(scenes.samples)
-    )
-    return clip_like(), DataSet(name="labelled", samples=samples)
+    """Three pictures of each class, and a model with random weights."""
+    return clip_like(), shape_pictures(CLASSES, 3, style="dull", seed=0)
 
 
 def test_the_protocol_gives_chance_to_a_constant_scorer_and_knows_no_ids() -> None:
@@ -378,12 +377,12 @@ def test_it_learns_classes_and_nothing_else_of_the_model_moves() -> None:
     model, data = learning_world()
     classes = {sample.id: sample.slots["text"][0] for sample in data.samples}
     freeze(put_prompts(model, Config(layers=3)))
+    pairs = cache_pairs(model, data)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     objective = MapleObjective(0.05, classes)
     loop = TrainConfig(
         steps=60, batch_size=27, learning_rate=2e-2, warmup_steps=5, weight_decay=0.0
     )
-    pairs = cache_pairs(model, data)
     system = System(model=model)
     untrained = BaseToNovel().run(system, data).metrics["image_to_class"]["harmonic mean"]
     train_short(model, objective, pairs, loop)

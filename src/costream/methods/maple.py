@@ -39,24 +39,30 @@ learned and on classes never seen, over the model as it was and over prompts of 
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from costream.config import Range
 from costream.encoders.preprocess import opening_tokens, tokenize
-from costream.errors import ConfigError, DataError, NotFittedError
+from costream.errors import ConfigError, NotFittedError
+from costream.methods._maple.classes import (
+    TEMPLATE,
+    BaseToNovel,
+    FewShots,
+    class_of,
+    class_text,
+    halves,
+)
 from costream.objectives import Losses
 from costream.objectives.contrast import contrast_rows
 from costream.objectives.gather import gather_rows, gather_rows_with_gradient, mean_across, rank
-from costream.parts import Base, Parts, System
-from costream.records import Batch, Features, Report, Sample
+from costream.parts import Base, Parts
+from costream.records import Batch, Features
 
 if TYPE_CHECKING:
     from costream.data import DataSet
@@ -75,9 +81,6 @@ CARD = {
     "summary": "Learns prompts in several layers of the text tower and their linear images in the "
     "vision tower of a frozen model; measured on base and on novel classes.",
 }
-
-TEMPLATE = ("a", "photo", "of", "a")
-"""Words before a class name; the first ones hold the places of the prompts."""
 
 MOST_CLASSES = 1000
 
@@ -259,8 +262,7 @@ def put_prompts(model: DualEncoder, config: Config) -> DualEncoder:
 
 
 def prefix_of(model: DualEncoder, count: int) -> tuple[int, ...]:
-    """Token ids that hold the places of the prompts: the template's first, a word each in BERT
-    and CLIP.
+    """Token ids that hold the places of the prompts: the template's first ones.
 
     Raises:
         ConfigError: When the model has fewer for it.
@@ -280,81 +282,6 @@ def freeze(model: DualEncoder) -> DualEncoder:
     for name, weight in model.named_parameters():
         weight.requires_grad_(".hook." in name)
     return model
-
-
-def class_text(name: str, model: DualEncoder) -> str:
-    """The text of a class; a model with prompts puts its prefix before it by itself.
-
-    Args:
-        name: Of the class.
-        model: Reads the text.
-    """
-    words = TEMPLATE[len(model.config.text_preprocess.prefix_ids) :]
-    return " ".join([*words, f"{name}."])
-
-
-def class_of(sample: Sample, label: str) -> str:
-    """The class of a picture.
-
-    Args:
-        sample: A picture.
-        label: As of `Config`.
-
-    Raises:
-        DataError: When it has no class, or several texts and no named field.
-    """
-    if label:
-        found = str(sample.meta.get(label) or "")
-        if not found:
-            raise DataError(
-                f"{sample.id!r} has no field {label!r}, expected the name of its class",
-                hint=f"its fields are {', '.join(sample.meta) or 'none'}",
-            )
-        return found
-    texts = set(sample.slots.get("text") or ())
-    if len(texts) != 1:
-        raise DataError(
-            f"{sample.id!r} has {len(texts)} different texts, expected one, its class",
-            hint="name the field with the class by label=, or learn from texts=captions",
-        )
-    return str(texts.pop())
-
-
-def halves(classes: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Base and novel classes: sorted by the hash of their names, the first half and the rest.
-
-    Example:
-        >>> base, novel = halves(["dog", "cat", "hen"])
-        >>> len(base), len(novel), set(base) | set(novel) == {"dog", "cat", "hen"}
-        (2, 1, True)
-    """
-    order = sorted(set(classes), key=lambda name: hashlib.sha256(name.encode()).hexdigest())
-    middle = (len(order) + 1) // 2
-    return tuple(order[:middle]), tuple(order[middle:])
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FewShots:
-    """Leaves a few pictures a class, and classes that are trained on, to train with.
-
-    Attributes:
-        classes: Those that are trained on.
-        label: As of `Config`.
-        shots: Pictures a class; all when 0.
-    """
-
-    classes: tuple[str, ...]
-    label: str
-    shots: int
-
-    def __call__(self, samples: Sequence[Sample], rng: np.random.Generator) -> list[Sample]:
-        """Samples to some of them, in their order."""
-        names = np.array([class_of(sample, self.label) for sample in samples])
-        chosen: list[int] = []
-        for name in self.classes:
-            rows = np.flatnonzero(names == name)
-            chosen.extend(rng.permutation(rows)[: self.shots or len(rows)].tolist())
-        return [samples[row] for row in sorted(chosen)]
 
 
 class MapleObjective(nn.Module):
@@ -434,101 +361,6 @@ class MapleObjective(nn.Module):
         absent = absent.scatter(1, own[:, None], value=False)
         rows = contrast_rows(scores.masked_fill(absent, float("-inf")), own, related, "remove")
         return mean_across(rows, weight)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BaseToNovel:
-    """Accuracy on base classes among themselves, on novel ones among themselves, and their mean.
-
-    Attributes:
-        label: As of `Config`.
-    """
-
-    label: str = ""
-
-    def run(self, system: System, data: DataSet) -> Report:
-        """Classify every picture by the text that fits it best.
-
-        Args:
-            system: What to measure.
-            data: Pictures with classes, at least two on each side.
-
-        Returns:
-            `base accuracy`, `novel accuracy` and `harmonic mean` in percent.
-
-        Raises:
-            DataError: When a picture has no class, or there are fewer than four classes.
-        """
-        from costream.evaluate.retrieval import describe_data
-        from costream.evaluate.systems import describe_system, encode_media
-
-        names = [class_of(sample, self.label) for sample in data.samples]
-        base, novel = halves(names)
-        if len(novel) < 2:
-            raise DataError(
-                f"{data.name!r} has {len(set(names))} classes, expected at least 4",
-                hint="half of them are base classes, the others novel ones",
-            )
-        media = encode_media(system.model, data.samples, tokens=_reads_tokens(system))
-        shares = [_accuracy(system, media, names, part) for part in (base, novel)]
-        values = dict(zip(("base accuracy", "novel accuracy"), shares, strict=True))
-        values["harmonic mean"] = harmonic_mean(*shares)
-        return Report(
-            metrics={"image_to_class": values},
-            definitions={
-                "base accuracy": f"Share of the pictures of the {len(base)} base classes whose "
-                "class scores best among them, in percent; of equal scores, the share of the right "
-                "one. Base classes are the first half by the sha256 of their names.",
-                "novel accuracy": f"The same of the {len(novel)} other classes among themselves.",
-                "harmonic mean": "Of both accuracies.",
-            },
-            data=describe_data(data, ()),
-            model=describe_system(system),
-        )
-
-
-def _reads_tokens(system: System) -> bool:
-    from costream.evaluate.systems import needs_tokens
-
-    return needs_tokens(system)
-
-
-def _accuracy(
-    system: System, media: Features, names: Sequence[str], classes: Sequence[str]
-) -> float:
-    from costream.evaluate.systems import encode_captions, rescore_all, score_all, take
-
-    model = system.model
-    known = set(classes)
-    rows = np.array([row for row, name in enumerate(names) if name in known])
-    own = np.array([classes.index(names[row]) for row in rows])
-    texts = encode_captions(
-        model, [class_text(name, model) for name in classes], tokens=_reads_tokens(system)
-    )
-    images = take(media, rows)
-    scores = score_all(system.parts.scorer, images, texts)
-    return accuracy(rescore_all(system.parts.rank, scores, images, texts), own)
-
-
-def accuracy(scores_BC: np.ndarray, own_B: np.ndarray) -> float:
-    """Share of rows in percent whose own column is the best; one of m equal best ones counts 1/m.
-
-    Example:
-        >>> accuracy(np.array([[1.0, 0.0], [1.0, 1.0]]), np.array([0, 1]))
-        75.0
-    """
-    best = scores_BC == scores_BC.max(axis=1, keepdims=True)
-    return 100.0 * float((best[np.arange(len(own_B)), own_B] / best.sum(axis=1)).mean())
-
-
-def harmonic_mean(first: float, second: float) -> float:
-    """2 a b / (a + b); 0 when both are.
-
-    Example:
-        >>> round(harmonic_mean(82.28, 75.14), 2)
-        78.55
-    """
-    return 2 * first * second / (first + second) if first + second else 0.0
 
 
 def parts(config: Config, base: Base) -> Parts:

@@ -281,22 +281,30 @@ def train_short(
 @torch.inference_mode()
 def encode_cached(model: DualEncoder, pairs: CachedPairs) -> tuple[Tensor, Tensor]:
     """Vectors of all pictures float32 (N, D) and of all texts (M, D), in evaluation mode."""
-    model.eval()
-    images = []
+    images = encode_cached_images(model, pairs)
     texts = torch.zeros(len(pairs.ids), model.config.dim)
     lengths = pairs.mask.sum(dim=1)
+    with autocast(model.device):
+        # Texts of like length together, so that little of a batch is padding.
+        for rows in torch.split(lengths.argsort(stable=True), _AT_ONCE):
+            longest = int(lengths[rows].max())
+            ids, mask = pairs.ids[rows, :longest], pairs.mask[rows, :longest]
+            texts[rows] = model.embed_tokens(ids, mask)
+    return images, texts
+
+
+@torch.inference_mode()
+def encode_cached_images(model: DualEncoder, pairs: CachedPairs) -> Tensor:
+    """Vectors of all pictures float32 (N, D), in evaluation mode."""
+    model.eval()
+    images = []
     with autocast(model.device):
         for rows in torch.split(torch.arange(len(pairs.names)), _AT_ONCE):
             start = pairs.pixels[rows] if pairs.frozen is None else pairs.frozen[rows].float()
             frozen = model.normalise_pixels(start) if pairs.frozen is None else start
             seen = model.vision.encode_map(model.vision.trained_part(frozen))
             images.append(model.project_image(seen))
-        # Texts of like length together, so that little of a batch is padding.
-        for rows in torch.split(lengths.argsort(stable=True), _AT_ONCE):
-            longest = int(lengths[rows].max())
-            ids, mask = pairs.ids[rows, :longest], pairs.mask[rows, :longest]
-            texts[rows] = model.embed_tokens(ids, mask)
-    return torch.cat(images), texts
+    return torch.cat(images)
 
 
 def first_captions(pairs: CachedPairs, count: int) -> CachedPairs:

@@ -6,27 +6,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from costream.data import DataSet
 from costream.encoders.device import keep_freed_memory
 from costream.encoders.dual import DualEncoder
 from costream.evaluate import ClaimOptions, ClaimRow, ClaimTable, compare_seeds
 from costream.evaluate.run_log import RunLog
-from costream.methods._maple.world import AdaptWorld, aerial, shapes
-from costream.methods.maple import (
-    Config,
+from costream.methods._maple.classes import (
     FewShots,
-    MapleObjective,
     accuracy,
     class_text,
-    freeze,
     halves,
     harmonic_mean,
-    put_prompts,
 )
+from costream.methods._maple.world import AdaptWorld, aerial, shapes
+from costream.methods.maple import Config, MapleObjective, freeze, put_prompts
+from costream.records import Batch
 from costream.train.config import TrainConfig
-from costream.train.short import CachedPairs, cache_pairs, encode_cached, train_short
+from costream.train.loader import Draw
+from costream.train.short import CachedPairs, cache_pairs, encode_cached_images, train_short
 
 Values = Mapping[str, float]
 
@@ -61,7 +62,7 @@ class Experiment:
 
     def measure(self, model: DualEncoder) -> dict[str, float]:
         """Accuracy on base and on novel classes in percent, and their harmonic mean."""
-        images, _ = encode_cached(model, self.dev)
+        images = encode_cached_images(model, self.dev)
         values = {}
         for part, classes in zip(("base", "novel"), halves(self.names), strict=True):
             rows = [row for row, name in enumerate(self.names) if name in set(classes)]
@@ -73,8 +74,6 @@ class Experiment:
 
     def adapt(self, config: Config, seed: int) -> dict[str, float]:
         """Learn prompts in one way with one seed's shots, and measure."""
-        import torch
-
         model = self.world.make(seed)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -83,27 +82,41 @@ class Experiment:
         classes = tuple(sorted({sample.slots["text"][0] for sample in samples}))
         shots = FewShots(classes=classes, label="", shots=config.shots)
         chosen = {sample.id for sample in shots(samples, np.random.default_rng(seed))}
-        rows = [row for row, name in enumerate(self.train.names) if name in chosen]
+        rows = tuple(row for row, name in enumerate(self.train.names) if name in chosen)
         objective = MapleObjective(
             config.temperature,
             {sample.id: sample.slots["text"][0] for sample in samples},
         )
-        train_short(model, objective, some_pairs(self.train, rows), replace(self.loop, seed=seed))
+        pictures = SomePictures(pairs=self.train, rows=rows)
+        train_short(model, objective, pictures, replace(self.loop, seed=seed))
         return self.measure(model)
 
 
-def some_pairs(pairs: CachedPairs, rows: Sequence[int]) -> CachedPairs:
-    """Some of the pictures, with their first text."""
-    texts = [pairs.first_text[row] for row in rows]
-    return replace(
-        pairs,
-        names=tuple(pairs.names[row] for row in rows),
-        frozen=None if pairs.frozen is None else pairs.frozen[list(rows)],
-        pixels=pairs.pixels[list(rows)],
-        ids=pairs.ids[texts],
-        mask=pairs.mask[texts],
-        first_text=tuple(range(len(texts) + 1)),
-    )
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class SomePictures:
+    """Some pictures of a cached data set, without their texts.
+
+    Attributes:
+        pairs: The whole set.
+        rows: Which of its pictures.
+    """
+
+    pairs: CachedPairs
+    rows: tuple[int, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """One a picture."""
+        return tuple(self.pairs.names[row] for row in self.rows)
+
+    def batch(
+        self, draws: Sequence[Draw], captions_of: Sequence[int], trust: Sequence[float]
+    ) -> tuple[Batch, Tensor | None]:
+        """As of `CachedPairs`, with the slot `image` only."""
+        inner = [replace(draw, sample=self.rows[draw.sample]) for draw in draws]
+        count = len(self.pairs.names)
+        batch, frozen = self.pairs.batch(inner, range(count), [1.0] * count)
+        return replace(batch, slots={"image": batch.slots["image"]}), frozen
 
 
 def reproduce(options: ClaimOptions) -> list[ClaimTable]:

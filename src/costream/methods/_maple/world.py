@@ -6,7 +6,7 @@ as flat shapes on a dark ground; it is adapted to all of them as dull shapes on 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -19,9 +19,9 @@ from costream.data import DataSet, read_data
 from costream.data.scenes import COLOURS, SHAPES, SceneObject, draw_object
 from costream.encoders.dual import DualEncoder
 from costream.encoders.storage import load
+from costream.methods._maple.classes import TEMPLATE, halves
 from costream.methods.long_clip import Config as ContrastConfig
 from costream.methods.long_clip import LongClipObjective
-from costream.methods.maple import TEMPLATE, halves
 from costream.records import Sample
 from costream.train.config import TrainConfig
 from costream.train.short import cache_pairs, train_short
@@ -75,8 +75,11 @@ def aerial(folder: Path, *, pool: int = _POOL, most_dev: int = 500) -> AdaptWorl
         make=make,
         train=_pool_of_base(train, dev, pool),
         dev=dev,
-        facts={"model": "cots-mini", "classes": "30 scenes seen from above; captions of them, not these names, were among what the "
-            "model was trained on"},
+        facts={
+            "model": "cots-mini",
+            "classes": "30 scenes seen from above; captions of such pictures, not these names, "
+            "were among what the model was trained on",
+        },
     )
 
 
@@ -115,9 +118,9 @@ def shapes(*, steps: int = 400, pool: int = _POOL, per_class: int = 20) -> Adapt
         for number, name in enumerate(names)
         if (number // len(COLOURS) + number % len(COLOURS)) % 2 == 0
     ]
-    start = _pictures(known, 100, style="flat", seed=0)
-    dev = _pictures(names, per_class, style="dull", seed=1)
-    train = _pool_of_base(_pictures(names, pool, style="dull", seed=2), dev, pool)
+    start = shape_pictures(known, 100, style="flat", seed=0)
+    dev = shape_pictures(names, per_class, style="dull", seed=1)
+    train = _pool_of_base(shape_pictures(names, pool, style="dull", seed=2), dev, pool)
     make_random = tiny_clips(start, context=12, depth=4)
     trained: dict[int, Mapping[str, torch.Tensor]] = {}
 
@@ -144,9 +147,17 @@ def shapes(*, steps: int = 400, pool: int = _POOL, per_class: int = 20) -> Adapt
     )
 
 
-def _pictures(
-    names: list[str], per_class: int, *, style: Literal["flat", "dull"], seed: int
+def shape_pictures(
+    names: Sequence[str], per_class: int, *, style: Literal["flat", "dull"], seed: int
 ) -> DataSet:
+    """Pictures of one shape each.
+
+    Args:
+        names: Colour and shape.
+        per_class: Pictures of each name.
+        style: `flat` ones have captions, `dull` ones the name only.
+        seed: Of places, sizes and noise.
+    """
     rng = np.random.default_rng((seed, 3))
     samples = []
     for name in names:

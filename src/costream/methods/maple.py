@@ -186,7 +186,8 @@ class VisionPrompts(nn.Module):
         """Prompts (n, d_v) of a layer."""
         (source,) = self._source
         if source is None:
-            return self.prompts[number]
+            own: Tensor = self.prompts[number]
+            return own
         mapped: Tensor = self.maps[number](source.prompts[number])
         return mapped
 

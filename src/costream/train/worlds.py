@@ -215,7 +215,7 @@ def tiny_clips(
             causal=True,
             final_norm=True,
             pooling="eot",
-            eot_id=tokenizer.token_to_id("[SEP]"),
+            eot_id=tokenizer.get_vocab()["[SEP]"],
         ),
         text_preprocess=TextPreprocess(max_tokens=context),
     )

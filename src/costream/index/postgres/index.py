@@ -681,6 +681,9 @@ class PostgresIndex:
     def _opened(self) -> schema.Connection:
         if self._connection is None:
             raise DataError(f"the index {self.location} is closed", hint="open it again")
+        # That the server went away shows only when it is asked for something.
+        with contextlib.suppress(psycopg.OperationalError):
+            self._connection.execute("SELECT 1")
         if self._connection.closed:  # the server was away; it may be back
             fresh = _connect(self.url)
             register_vector(fresh)

@@ -25,8 +25,8 @@ from costream.methods._maple.classes import (
     BaseToNovel,
     FewShots,
     accuracy,
+    base_and_novel,
     class_text,
-    halves,
 )
 from costream.methods._maple.world import shape_pictures
 from costream.methods.maple import (
@@ -299,11 +299,14 @@ def pictures(per_class: int = 3) -> DataSet:
     return DataSet(name="classes", samples=samples)
 
 
-def test_halves_are_fixed_by_the_names_alone() -> None:
-    base, novel = halves(CLASSES)
+def test_the_side_of_a_class_depends_on_its_name_alone() -> None:
+    base, novel = base_and_novel(CLASSES)
     assert (len(base), len(novel)) == (5, 4)
     assert set(base) | set(novel) == set(CLASSES)
-    assert halves(CLASSES[::-1] * 2) == (base, novel)
+    assert base_and_novel(CLASSES[::-1] * 2) == (base, novel)
+    fewer, _ = base_and_novel([*novel, base[0], "a new one"])
+    assert base[0] in fewer
+    assert not set(fewer) & set(novel)
 
 
 def test_few_shots_are_of_the_classes_asked_for() -> None:
@@ -369,7 +372,9 @@ def test_too_few_classes_are_refused() -> None:
     few = DataSet(
         name="few", samples=tuple(s for s in data.samples if s.slots["text"][0] in CLASSES[:3])
     )
-    with pytest.raises(DataError, match="has 3 classes, expected at least 4"):
+    with pytest.raises(
+        DataError, match="has 2 base and 1 novel classes, expected at least 2 of each"
+    ):
         BaseToNovel().run(System(model=model), few)
 
 

@@ -22,9 +22,10 @@ Differs: any text tower gets room for its prompts by n tokens before every text,
 prompts replace ("a photo", as in the released template "a photo of a <class>."), so that captions
 are read, too. J is three quarters of the shallower tower by default (9 of 12). Tokens of prompts
 leave the vision tower before pooling. A picture's class is its one text, or a named field of its
-record. Base and novel classes are halves of the names by their hash, not in the data's order, which
-may be that of the alphabet. AdamW of the training loop in place of SGD; the scale is that of the
-settings, for a model here keeps none. `texts=captions` contrasts the texts of a batch.
+record. Base and novel classes are told apart by the hash of their names, not as halves in the
+data's order, so that a class is of the same side in all data. AdamW of the training loop in place
+of SGD; the scale is that of the settings, for a model here keeps none. `texts=captions` contrasts
+the texts of a batch.
 
 Traps: with one layer nothing is overwritten. At step 0 the adapted model is not the zero-shot one,
 for F_0(P_0) is random: only prompts of the text alone begin there. Two prompts stand in a template
@@ -54,9 +55,9 @@ from costream.methods._maple.classes import (
     TEMPLATE,
     BaseToNovel,
     FewShots,
+    base_and_novel,
     class_of,
     class_text,
-    halves,
 )
 from costream.objectives import Losses
 from costream.objectives.contrast import contrast_rows
@@ -101,7 +102,7 @@ class Config:
         texts: `classes` learns to tell the classes of the training pictures apart; `captions`
             contrasts a picture's text with those of the batch.
         label: Field of a picture's record that names its class; its one text when empty.
-        part: Whether `all` classes are trained on, or the `base` half only.
+        part: Whether `all` classes are trained on, or the `base` ones only.
         shots: Training pictures a class; all when 0.
     """
 
@@ -406,7 +407,7 @@ def parts(config: Config, base: Base) -> Parts:
 def _classes_of(config: Config, data: DataSet) -> dict[str, str]:
     """Class of each training picture, by its id."""
     found = {sample.id: class_of(sample, config.label) for sample in data.samples}
-    base, novel = halves(list(found.values()))
+    base, novel = base_and_novel(list(found.values()))
     trained = set(base) if config.part == "base" else {*base, *novel}
     if len(trained) > MOST_CLASSES:
         raise ConfigError(

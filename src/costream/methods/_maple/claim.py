@@ -18,8 +18,8 @@ from costream.evaluate.run_log import RunLog
 from costream.methods._maple.classes import (
     FewShots,
     accuracy,
+    base_and_novel,
     class_text,
-    halves,
     harmonic_mean,
 )
 from costream.methods._maple.world import AdaptWorld, aerial, shapes
@@ -64,7 +64,7 @@ class Experiment:
         """Accuracy on base and on novel classes in percent, and their harmonic mean."""
         images = encode_cached_images(model, self.dev)
         values = {}
-        for part, classes in zip(("base", "novel"), halves(self.names), strict=True):
+        for part, classes in zip(("base", "novel"), base_and_novel(self.names), strict=True):
             rows = [row for row, name in enumerate(self.names) if name in set(classes)]
             own = np.array([classes.index(self.names[row]) for row in rows])
             texts = model.encode_texts([class_text(name, model) for name in classes])

@@ -72,17 +72,20 @@ def class_of(sample: Sample, label: str) -> str:
     return str(texts.pop())
 
 
-def halves(classes: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Base and novel classes: sorted by the hash of their names, the first half and the rest.
+def base_and_novel(classes: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Base and novel classes, each sorted; about half of them each.
+
+    A class is of the same side whatever other classes there are: by the hash of its name. So what
+    was trained on is known for any other data of the same classes.
 
     Example:
-        >>> base, novel = halves(["dog", "cat", "hen"])
-        >>> len(base), len(novel), set(base) | set(novel) == {"dog", "cat", "hen"}
-        (2, 1, True)
+        >>> base_and_novel(["dog", "cat", "cow", "hen"])
+        (('cat', 'dog', 'hen'), ('cow',))
     """
-    order = sorted(set(classes), key=lambda name: hashlib.sha256(name.encode()).hexdigest())
-    middle = (len(order) + 1) // 2
-    return tuple(order[:middle]), tuple(order[middle:])
+    sides: tuple[list[str], list[str]] = ([], [])
+    for name in sorted(set(classes)):
+        sides[hashlib.sha256(name.encode()).digest()[-1] % 2].append(name)
+    return tuple(sides[0]), tuple(sides[1])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,14 +133,15 @@ class BaseToNovel:
             `base accuracy`, `novel accuracy` and `harmonic mean` in percent.
 
         Raises:
-            DataError: When a picture has no class, or there are fewer than four classes.
+            DataError: When a picture has no class, or there are fewer than two on a side.
         """
         names = [class_of(sample, self.label) for sample in data.samples]
-        base, novel = halves(names)
-        if len(novel) < 2:
+        base, novel = base_and_novel(names)
+        if min(len(base), len(novel)) < 2:
             raise DataError(
-                f"{data.name!r} has {len(set(names))} classes, expected at least 4",
-                hint="half of them are base classes, the others novel ones",
+                f"{data.name!r} has {len(base)} base and {len(novel)} novel classes, expected at "
+                "least 2 of each",
+                hint="give pictures of more classes",
             )
         media = encode_media(system.model, data.samples, tokens=needs_tokens(system))
         shares = [_accuracy(system, media, names, part) for part in (base, novel)]
@@ -148,7 +152,7 @@ class BaseToNovel:
             definitions={
                 "base accuracy": f"Share of the pictures of the {len(base)} base classes whose "
                 "class scores best among them, in percent; of equal scores, the share of the right "
-                "one. Base classes are the first half by the sha256 of their names.",
+                "one. Base classes are those whose names have an even sha256.",
                 "novel accuracy": f"The same of the {len(novel)} other classes among themselves.",
                 "harmonic mean": "Of both accuracies.",
             },

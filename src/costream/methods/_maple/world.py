@@ -19,7 +19,7 @@ from costream.data import DataSet, read_data
 from costream.data.scenes import COLOURS, SHAPES, SceneObject, draw_object
 from costream.encoders.dual import DualEncoder
 from costream.encoders.storage import load
-from costream.methods._maple.classes import TEMPLATE, halves
+from costream.methods._maple.classes import TEMPLATE, base_and_novel
 from costream.methods.long_clip import Config as ContrastConfig
 from costream.methods.long_clip import LongClipObjective
 from costream.records import Sample
@@ -73,7 +73,7 @@ def aerial(folder: Path, *, pool: int = _POOL, most_dev: int = 500) -> AdaptWorl
 
     return AdaptWorld(
         make=make,
-        train=_pool_of_base(train, dev, pool),
+        train=_pool_of_base(train, pool),
         dev=dev,
         facts={
             "model": "cots-mini",
@@ -91,9 +91,9 @@ def _with_scene(data: DataSet) -> DataSet:
     return DataSet(name=data.name, samples=samples)
 
 
-def _pool_of_base(train: DataSet, dev: DataSet, pool: int) -> DataSet:
-    """The first pictures of each base class; the halves are those of the dev set's classes."""
-    base, _ = halves([sample.slots["text"][0] for sample in dev.samples])
+def _pool_of_base(train: DataSet, pool: int) -> DataSet:
+    """The first pictures of each base class."""
+    base, _ = base_and_novel([sample.slots["text"][0] for sample in train.samples])
     left = dict.fromkeys(base, pool)
     chosen = []
     for sample in train.samples:
@@ -120,7 +120,7 @@ def shapes(*, steps: int = 400, pool: int = _POOL, per_class: int = 20) -> Adapt
     ]
     start = shape_pictures(known, 100, style="flat", seed=0)
     dev = shape_pictures(names, per_class, style="dull", seed=1)
-    train = _pool_of_base(shape_pictures(names, pool, style="dull", seed=2), dev, pool)
+    train = _pool_of_base(shape_pictures(names, pool, style="dull", seed=2), pool)
     make_random = tiny_clips(start, context=12, depth=4)
     trained: dict[int, Mapping[str, torch.Tensor]] = {}
 

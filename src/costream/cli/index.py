@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from costream.index import UpdateReport
     from costream.index.protocol import SearchIndex
     from costream.index.records import Modality
+    from costream.parts import System
 
 
 def run(
@@ -149,10 +150,17 @@ def index_files(
     check_config(sampling)
     _check_paths(paths, place, prune=prune)
     name = model_name or _model_of(place) or DEFAULT_MODEL
-    model = _load(name)
+    system = _load(name)
+    model, form = system.model, system.parts.index
+    if engine == "ray" and form is not None:
+        raise ConfigError(
+            f"model {name} gives several vectors a picture, which workers do not make yet",
+            hint="leave out --engine ray",
+        )
     model.precision = precision
+    maker = model if form is None else form
     with open_index(place, create=True) as index:
-        if index.space is None or index.space == model.space:
+        if index.space is None or index.space == maker.space:
             remember_model(place, name)
         with progress_bar("Indexing") as advance:
             if engine == "ray":
@@ -162,7 +170,7 @@ def index_files(
                 return report, _holdings(index)
             report = update_index(
                 index,
-                model,
+                maker,
                 paths,
                 prune=prune,
                 # As `encode_images` decodes, so that an indexed file has the vector it gives.
@@ -205,12 +213,12 @@ def _model_of(place: str | Path) -> str | None:
         return recall_model(place, index.space)
 
 
-def _load(name: str) -> Any:
+def _load(name: str) -> System:
     from costream.encoders.device import keep_freed_memory
-    from costream.encoders.storage import load
+    from costream.system import load_system
 
     keep_freed_memory()
-    return load(name)
+    return load_system(name)
 
 
 def _in_words(report: UpdateReport, holdings: Mapping[str, int], place: str) -> str:

@@ -19,7 +19,10 @@ from costream.index.filters import Filter, parse_filter
 from costream.search.query import Like, Picture, Query, Region, Term, Words
 
 if TYPE_CHECKING:
+    from costream.encoders.light.encoder import LightEncoder
+    from costream.index.forms import ItemForm
     from costream.index.protocol import SearchIndex
+    from costream.records import Space
     from costream.search.engine import Searcher
     from costream.search.records import Answer
 
@@ -171,9 +174,7 @@ def _searcher(index: SearchIndex, model_name: str, rank: Sequence[str]) -> Searc
     from costream.search.engine import Searcher
 
     if not rank:
-        from costream.encoders.light.encoder import LightEncoder
-
-        return Searcher(index, LightEncoder(model_name))
+        return Searcher(index, _asker(model_name, index.space))
     from costream.system import load_system
 
     system = load_system(model_name, rank)
@@ -182,6 +183,22 @@ def _searcher(index: SearchIndex, model_name: str, rank: Sequence[str]) -> Searc
             f"{', '.join(rank)} brings no rank step", hint="costream methods says what each does"
         )
     return Searcher(index, system.model, steps=system.parts.rank)
+
+
+def _asker(name: str, space: Space | None) -> LightEncoder | ItemForm:
+    """What makes vectors of questions: for an index of several vectors an item, the model's form.
+
+    Without one the light encoder says which model the index was made with.
+    """
+    from costream.encoders.light.encoder import LightEncoder
+
+    if space is not None and space.kind == "multi":
+        from costream.system import load_system
+
+        form = load_system(name).parts.index
+        if form is not None:
+            return form
+    return LightEncoder(name)
 
 
 def _given(text: str | None, plus: Sequence[str] | None) -> list[str]:

@@ -43,7 +43,7 @@ def checked_vectors(
         float16 (N, D), finite, no row zero.
 
     Raises:
-        ConfigError: The space is not one of dense vectors.
+        ConfigError: The space is one of sparse vectors.
         DataError: The array is not floating point, or not one row an item.
         SpaceMismatch: The rows have another number of dimensions than the space.
         NumericalError: A row is not finite, zero, too large for float16, or not of length 1 in a
@@ -195,13 +195,13 @@ def _refuse_rows(
 
 
 def refuse_other_kinds(space: Space) -> None:
-    """Refuse a space of several or sparse vectors.
+    """Refuse a space of sparse vectors.
 
     Raises:
         ConfigError: It is one.
     """
-    if space.kind != "dense":
-        raise ConfigError(f"got {space.kind} vectors, this index holds dense ones only")
+    if space.kind == "sparse":
+        raise ConfigError("got sparse vectors, this index holds dense ones only")
 
 
 def refuse_repeated(items: Sequence[Item]) -> None:
@@ -316,6 +316,7 @@ def check_same(stored: Space | None, got: Space, where: str) -> None:
 def in_words(space: Space) -> str:
     """A space as messages name it."""
     unit = "" if space.normalised else ", not normalised"
+    unit += ", several an item" if space.kind == "multi" else ""
     return (
         f"{space.encoder!r} (weights {space.weights_hash}, preprocessing "
         f"{space.preprocessing_hash}, {space.dim} dimensions{unit})"

@@ -3,7 +3,7 @@
 A picture is one part, a clip one for each of its moments. While the model works on a batch, in a
 thread of its own, the next one is gathered.
 
-Shape letters: M parts of a batch, D dimensions.
+Shape letters: M parts of a batch, V vectors of a part, D dimensions.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Growing:
     Attributes:
         item: What will be stored.
         spans: Of the parts that came so far.
-        vectors: Those that the model gave so far, in the order of `spans`.
+        vectors: Those that the model gave so far, float32 (V, D) a part, in the order of `spans`.
         is_whole: Whether no more part will come.
     """
 
@@ -49,14 +49,15 @@ class Growing:
     @property
     def is_usable(self) -> bool:
         """Whether every vector so far is finite and not zero."""
-        return all(np.isfinite(vector).all() and vector.any() for vector in self.vectors)
+        return all(np.isfinite(part).all() and part.any(axis=1).all() for part in self.vectors)
 
 
 class Batches:
     """Gathers parts, has them embedded, and hands over the items that are complete.
 
     Args:
-        encode: The model: M parts to float32 (M, D).
+        encode: The model: M parts to float32 (M, D), or to M of (V, D), where a part gets several
+            vectors.
         dim: D.
         batch_size: Parts of a batch.
         thread: Where the model works.
@@ -65,7 +66,7 @@ class Batches:
 
     def __init__(
         self,
-        encode: Callable[[list[Any]], Vectors],
+        encode: Callable[[list[Any]], Vectors | list[Vectors]],
         *,
         dim: int,
         batch_size: int,
@@ -80,7 +81,7 @@ class Batches:
         self._growing: list[Growing] = []
         self._waiting: list[tuple[Growing, Any]] = []
         self._num_pixels = 0
-        self._in_model: tuple[list[Growing], Future[Vectors]] | None = None
+        self._in_model: tuple[list[Growing], Future[Vectors | list[Vectors]]] | None = None
         self._was_usable = False
 
     def begin(self, item: Item) -> Growing:
@@ -129,23 +130,26 @@ class Batches:
     def _collect(self) -> None:
         if self._in_model is not None:
             owners, future = self._in_model
-            vectors_MD = future.result()
+            found = future.result()
             self._in_model = None
-            self._check(owners, vectors_MD)
-            for growing, vector in zip(owners, vectors_MD, strict=True):
-                growing.vectors.append(vector)
+            parts = list(found[:, None]) if isinstance(found, np.ndarray) else found
+            self._check(owners, parts)
+            for growing, vectors_VD in zip(owners, parts, strict=True):
+                growing.vectors.append(vectors_VD)
         done = [g for g in self._growing if g.is_whole and len(g.vectors) == len(g.spans)]
         self._growing = [g for g in self._growing if g not in done]
         self._store(done)
 
-    def _check(self, owners: Sequence[Growing], vectors_MD: Vectors) -> None:
-        if vectors_MD.shape != (len(owners), self._dim):
+    def _check(self, owners: Sequence[Growing], parts: Sequence[Vectors]) -> None:
+        forms = {part.shape[1:] for part in parts if len(part)}
+        if len(parts) != len(owners) or forms != {(self._dim,)} or not all(map(len, parts)):
+            shapes = sorted({part.shape for part in parts})
             raise DataError(
-                f"the model gave vectors of shape {vectors_MD.shape} for {len(owners)} pictures, "
-                f"expected ({len(owners)}, {self._dim})"
+                f"the model gave vectors of shape {shapes} for {len(owners)} pictures, "
+                f"expected {len(owners)} with {self._dim} dimensions each"
             )
-        fine_M = np.isfinite(vectors_MD).all(axis=1) & (vectors_MD != 0).any(axis=1)
-        self._was_usable = self._was_usable or bool(fine_M.any())
+        fine = [bool((np.isfinite(p).all(axis=1) & (p != 0).any(axis=1)).all()) for p in parts]
+        self._was_usable = self._was_usable or any(fine)
         if not self._was_usable:
             raise NumericalError(
                 f"the model gave no usable vector for {len(owners)} pictures, the first being "

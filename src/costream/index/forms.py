@@ -1,12 +1,12 @@
 """How an item is kept in an index and found again, where one vector is not enough.
 
-Shape letters: N items, V vectors of an item, D dimensions.
+Shape letters: N items, V vectors of an item or of a query, D dimensions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 Vectors = NDArray[np.float32]
 
 
+@runtime_checkable
 class ItemForm(Protocol):
     """Several vectors an item, several a query: what `costream index` stores, `search` asks.
 
@@ -27,7 +28,7 @@ class ItemForm(Protocol):
 
     @property
     def space(self) -> Space:
-        """Where the vectors live."""
+        """Where the vectors live; of kind `multi`."""
 
     def of_images(self, images: Sequence[PictureSource]) -> list[Vectors]:
         """What is stored of N pictures: float32 (V, D) each, V at least 1."""
@@ -37,3 +38,9 @@ class ItemForm(Protocol):
 
     def score(self, query: Vectors, item: Vectors) -> float:
         """The score of a query (V, D) and an item (W, D), from what is stored."""
+
+    def bound(self, best_V: Vectors) -> float:
+        """The greatest score of an item whose best products with the query's vectors are these.
+
+        Nor has an item a greater score none of whose products with vector v is above best_V[v].
+        """

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from costream.data.decode_apart import Decoders
 from costream.data.failures import Failure
@@ -20,7 +19,8 @@ from costream.data.taken import date_taken
 from costream.data.video import Sampling
 from costream.errors import DataError
 from costream.index import files
-from costream.index.embedding import NO_SPAN, Batches, Growing, Span
+from costream.index.embedding import NO_SPAN, Batches, Growing, Span, Vectors
+from costream.index.forms import ItemForm
 from costream.index.left_out import no_tower_for_sounds
 from costream.index.models import ImageEncoder, PreparingEncoder, SoundEncoder
 from costream.index.records import Item
@@ -71,7 +71,7 @@ class Ingest:
     """
 
     index: SearchIndex
-    model: ImageEncoder
+    model: ImageEncoder | ItemForm
     roots: Sequence[str]
     batch_size: int
     smallest_side: int | None
@@ -240,12 +240,14 @@ class Ingest:
                 return
             batches.add(growing, part, span)  # its errors are those of the model and the index
 
-    def _encode_pictures(self, pictures: list[Any]) -> NDArray[np.float32]:
+    def _encode_pictures(self, pictures: list[Any]) -> Vectors | list[Vectors]:
+        if isinstance(self.model, ItemForm):
+            return self.model.of_images(pictures)
         if isinstance(self.model, PreparingEncoder):
             return self.model.encode_prepared(pictures, batch_size=self.batch_size)
         return self.model.encode_images(pictures, batch_size=self.batch_size)
 
-    def _encode_sounds(self, sounds: list[Any]) -> NDArray[np.float32]:
+    def _encode_sounds(self, sounds: list[Any]) -> Vectors:
         assert isinstance(self.model, SoundEncoder)  # noqa: S101  or there would be no sounds
         return self.model.encode_sounds(sounds, batch_size=self.batch_size)
 
@@ -310,24 +312,27 @@ class Ingest:
         return None
 
     def _store(self, grown: Sequence[Growing]) -> None:
-        """Make items durable that have all their vectors; in two steps, if there are clips."""
+        """Make items durable that have all their vectors; in two steps, if some have several."""
         usable = [growing for growing in grown if growing.is_usable]
         for growing in grown:
             if growing not in usable:
                 what = f"leave this {_NAMES[growing.item.modality]} out"
                 reason = f"the model gave a vector that is zero or not finite; {what}"
                 self._fail(growing.item, reason)
-        pictures = [growing for growing in usable if growing.item.modality == "image"]
-        clips = [growing for growing in usable if growing.item.modality != "image"]
-        if pictures:
-            vectors_ND = np.stack([picture.vectors[0] for picture in pictures])
-            self.index.add([picture.item for picture in pictures], vectors_ND, self.model.space)
-        if clips:
+        single = [growing for growing in usable if _is_single(growing)]
+        several = [growing for growing in usable if not _is_single(growing)]
+        if single:
+            vectors_ND = np.concatenate([growing.vectors[0] for growing in single])
+            self.index.add([growing.item for growing in single], vectors_ND, self.model.space)
+        if several:
+            parts = [part for growing in several for part in growing.vectors]
+            spans = [span for growing in several for span in growing.spans]
+            counts = [sum(map(len, growing.vectors)) for growing in several]
             self.index.add_moments(
-                [clip.item for clip in clips],
-                np.concatenate([np.stack(clip.vectors) for clip in clips]),
-                np.repeat(np.arange(len(clips)), [len(clip.vectors) for clip in clips]),
-                np.array([span for clip in clips for span in clip.spans]),
+                [growing.item for growing in several],
+                np.concatenate(parts),
+                np.repeat(np.arange(len(several)), counts),
+                np.repeat(np.array(spans), [len(part) for part in parts], axis=0),
                 self.model.space,
             )
         self.count("embedded", len(usable))
@@ -338,6 +343,11 @@ class Ingest:
         is_known = (item.path or "") in self.known
         self.count("moved" if moved else "changed" if is_known else "added")
         self._advance()
+
+
+def _is_single(growing: Growing) -> bool:
+    """Whether it is a picture of one vector: clips have moments, even if it is only one."""
+    return growing.item.modality == "image" and sum(map(len, growing.vectors)) == 1
 
 
 def _date(content: files.Content, decoders: Decoders) -> float | None:

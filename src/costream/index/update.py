@@ -20,6 +20,7 @@ from costream.data.video import DEFAULT_SAMPLING, Sampling
 from costream.data.walk import find_media
 from costream.errors import ConfigError
 from costream.index import check, files
+from costream.index.forms import ItemForm
 from costream.index.ingest import Ingest
 from costream.index.left_out import leave_out
 from costream.index.models import ImageEncoder, SoundEncoder
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 def update_index(
     index: SearchIndex,
-    model: ImageEncoder,
+    model: ImageEncoder | ItemForm,
     paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
     *,
     prune: bool = False,
@@ -45,9 +46,10 @@ def update_index(
 ) -> UpdateReport:
     """Bring the pictures and clips below some folders into an index, embedding only what is new.
 
-    A picture gets one vector. A video gets one for each of its moments, and so does a sound, when
-    the model is a `SoundEncoder`; without a decoder or a tower for them, those that are met in
-    folders are left out and counted. What a file is, its content says.
+    A picture gets one vector, or several if the model is an `ItemForm`. A video gets as many for
+    each of its moments, and so does a sound, when the model is a `SoundEncoder`; without a decoder
+    or a tower for them, those that are met in folders are left out and counted. What a file is, its
+    content says.
 
     The id of a picture or clip is its real path. A file whose size and time are as noted is not
     read. One that was touched but holds the same bytes is not embedded again; nor is one that holds

@@ -25,7 +25,7 @@ class Candidate:
 
     Attributes:
         id: In the index.
-        score: Cosine of the question and its best vector; None for an item without a vector.
+        score: Of the question and its best vector, or all of them; None for an item without one.
         span: Start and end of its best moment in seconds, if it has moments.
         reasons: Stage to its score.
         is_named: Whether the words asked for are its name.

@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 
 from costream.data.perceptual import HASH_KEY
 from costream.errors import ConfigError
+from costream.index.forms import ItemForm
 from costream.search import duplicates
 from costream.search.algebra import combine, multiply
+from costream.search.asked import Asked, OneVector, SeveralVectors
 from costream.search.candidates import Candidate, GoneError, look_up
 from costream.search.query import Like, Picture, Query, Region, Term, Words
 from costream.search.rank import Ranked, rank
@@ -64,9 +66,11 @@ class Searcher:
 
     Args:
         index: Where to search; not closed by this object.
-        encoder: The model that the index was made with. For questions in words one that reads
-            texts is enough.
-        steps: Rank steps, in order: what is done to the ranking by vectors.
+        encoder: The model that the index was made with, or its form where the index holds several
+            vectors an item: then results have no relevance. For questions in words a model that
+            reads texts is enough.
+        steps: Rank steps, in order: what is done to the ranking by vectors; for indexes of one
+            vector an item.
 
     Example:
         >>> import costream, tempfile
@@ -81,8 +85,17 @@ class Searcher:
     """
 
     def __init__(
-        self, index: SearchIndex, encoder: TextEncoder, *, steps: Sequence[RankStep] = ()
+        self,
+        index: SearchIndex,
+        encoder: TextEncoder | ItemForm,
+        *,
+        steps: Sequence[RankStep] = (),
     ) -> None:
+        if steps and isinstance(encoder, ItemForm):
+            raise ConfigError(
+                "got rank steps, which are for indexes of one vector an item",
+                hint="leave them out",
+            )
         self.index = index
         self.encoder = encoder
         self._steps = RankSteps(index, steps)
@@ -98,7 +111,7 @@ class Searcher:
 
         Raises:
             ConfigError: The terms cancel each other, or there is a picture and the encoder reads
-                texts only.
+                texts only, or with several vectors an item relevance or duplicates are asked for.
             DataError: A picture is absent or broken, the item of a `Like` is not in the index, or
                 the index is closed or damaged.
             SpaceMismatch: The index was made with another model.
@@ -122,12 +135,15 @@ class Searcher:
             ConfigError: As of `answer`.
             DataError: As of `answer`.
         """
+        encoder = self.encoder
+        if isinstance(encoder, ItemForm):
+            raise ConfigError("a question to this index has several vectors, not one")
         texts = [term for term in terms if isinstance(term, Words)]
         pictures = [term for term in terms if isinstance(term, Picture)]
         likes = [term for term in terms if isinstance(term, Like)]
         vectors: list[NDArray[np.float32]] = []
         if texts:
-            vectors.extend(self.encoder.encode_texts([term.text for term in texts]))
+            vectors.extend(encoder.encode_texts([term.text for term in texts]))
         if pictures:
             vectors.extend(self._see(pictures))
         if likes:
@@ -143,34 +159,44 @@ class Searcher:
                 "got a picture, but the encoder reads texts only",
                 hint="give the Searcher a whole model: costream.load(...)",
             )
-        return self.encoder.encode_images(
-            [
-                term.source if term.region is None else cut_region(term.source, term.region)
-                for term in terms
-            ]
+        return self.encoder.encode_images([_source(term) for term in terms])
+
+    def _ask(self, query: Query) -> Asked:
+        """The question as the index is asked it."""
+        form = self.encoder
+        if not isinstance(form, ItemForm):
+            vector_D = self.embed(query.terms, product=query.product)
+            return OneVector(vector=vector_D, space=form.space)
+        if query.min_relevance is not None or query.collapse_duplicates or query.product:
+            raise ConfigError(
+                "got a least relevance, duplicates to collapse or terms to multiply, which is for "
+                "indexes of one vector an item",
+                hint="leave these options out",
+            )
+        return SeveralVectors(
+            form=form, terms=[(term.weight, self._vectors(form, term)) for term in query.terms]
         )
+
+    def _vectors(self, form: ItemForm, term: Term) -> NDArray[np.float32]:
+        if isinstance(term, Words):
+            return form.of_texts([term.text])[0]
+        if isinstance(term, Picture):
+            return form.of_images([_source(term)])[0]
+        return self.index.all_vectors([term.id])
 
     def _answer(self, query: Query) -> Answer:
         clock = _Clock()
         with clock("encode"):
-            asked_D = self.embed(query.terms, product=query.product)
+            asked = self._ask(query)
         with clock("judge"):
             total = self.index.count(query.where)
-            judge = self._judge(query, asked_D, total)
+            judge = self._judge(query, asked, total)
         hidden = _liked(query.terms)
         needed = query.offset + query.top
         depth = needed + len(hidden)
         while True:
             with clock("search"):
-                ranked = rank(
-                    self.index,
-                    self.encoder.space,
-                    asked_D,
-                    query,
-                    depth=depth,
-                    total=total,
-                    steps=self._steps,
-                )
+                ranked = rank(self.index, asked, query, depth=depth, total=total, steps=self._steps)
             seen = [_judged(one, judge) for one in ranked.candidates if one.id not in hidden]
             with clock("sift"):
                 kept = self._sift(query, seen)
@@ -189,11 +215,12 @@ class Searcher:
             seconds=clock.seconds,
         )
 
-    def _judge(self, query: Query, asked_D: NDArray[np.float32], total: int) -> Judge | None:
-        space = self.encoder.space
-        sample_ND = self.index.sample_vectors(SAMPLE, _SEED, space)
+    def _judge(self, query: Query, asked: Asked, total: int) -> Judge | None:
+        if not isinstance(asked, OneVector):
+            return None
+        sample_ND = self.index.sample_vectors(SAMPLE, _SEED, asked.space)
         is_text = all(isinstance(term, Words) for term in query.terms)
-        return judge_of(asked_D, sample_ND, total, space=space, is_text=is_text)
+        return judge_of(asked.vector, sample_ND, total, space=asked.space, is_text=is_text)
 
     def _sift(self, query: Query, seen: Sequence[_Judged]) -> list[_Judged]:
         """Leave out what is below the least relevance, and all but the best of duplicates."""
@@ -233,6 +260,10 @@ class Searcher:
             )
             for place, (one, item) in enumerate(zip(kept, items, strict=True), start=offset + 1)
         )
+
+
+def _source(term: Picture) -> PictureSource:
+    return term.source if term.region is None else cut_region(term.source, term.region)
 
 
 def cut_region(source: PictureSource, region: Region) -> Image:

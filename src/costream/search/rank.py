@@ -1,7 +1,4 @@
-"""The ranking of a question: by vectors, and where it is words only, by words too.
-
-Shape letters: D dimensions.
-"""
+"""The ranking of a question: by vectors, and where it is words only, by words too."""
 
 from __future__ import annotations
 
@@ -9,9 +6,6 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
-
-import numpy as np
-from numpy.typing import NDArray
 
 from costream.index.filters import Filter
 from costream.scoring.fuse import fold, fuse, named_by, telling
@@ -21,7 +15,8 @@ from costream.search.query import Query, Words
 if TYPE_CHECKING:
     from costream.index.protocol import SearchIndex
     from costream.index.records import Item
-    from costream.records import Ranking, Space
+    from costream.records import Ranking
+    from costream.search.asked import Asked
     from costream.search.steps import RankSteps
 
 # Places of each ranking that count when two are fused; more would change nothing on a first page.
@@ -53,8 +48,7 @@ class Ranked:
 
 def rank(
     index: SearchIndex,
-    space: Space,
-    asked_D: NDArray[np.float32],
+    asked: Asked,
     query: Query,
     *,
     depth: int,
@@ -65,8 +59,7 @@ def rank(
 
     Args:
         index: Where to search.
-        space: Where the question lives.
-        asked_D: The question, float32 (D,).
+        asked: The question.
         query: Its words and conditions.
         depth: Places of the ranking by vectors to look at.
         total: Items that the conditions let through.
@@ -80,11 +73,11 @@ def rank(
     """
     depth = max(depth, _DEPTH)
     modality = "text" if all(isinstance(term, Words) for term in query.terms) else "image"
-    ranked = steps.rank(asked_D, space, modality=modality, wanted=depth, where=query.where)
+    ranked = steps.rank(asked, modality=modality, wanted=depth, where=query.where)
     candidates = dict(ranked.candidates)
     words = _only_words(query)
     if words:
-        candidates = _with_words(index, space, asked_D, query, words, candidates, total)
+        candidates = _with_words(index, asked, query, words, candidates, total)
     return Ranked(
         candidates=tuple(candidates.values()),
         by_vectors=ranked.found,
@@ -138,8 +131,7 @@ def _only_words(query: Query) -> list[str]:
 
 def _with_words(
     index: SearchIndex,
-    space: Space,
-    asked_D: NDArray[np.float32],
+    asked: Asked,
     query: Query,
     texts: Sequence[str],
     candidates: Mapping[str, Candidate],
@@ -147,14 +139,14 @@ def _with_words(
 ) -> dict[str, Candidate]:
     """The candidates and what the words find, fused."""
     matched = index.search_text(" ".join(texts), _DEPTH, where=query.where)
-    asked = content_words(texts)
-    items = [item for item in look_up(index, matched.ids[0]) if has_words(item, asked)]
+    telling_words = content_words(texts)
+    items = [item for item in look_up(index, matched.ids[0]) if has_words(item, telling_words)]
     ids = tuple(item.id for item in items)
     if not ids:
         return dict(candidates)
     bm25 = dict(zip(matched.ids[0], matched.scores[0].tolist(), strict=True))
     by_words = frozenset(ids)
-    far = _scored(index, space, asked_D, query, [one for one in ids if one not in candidates])
+    far = _scored(index, asked, query, [one for one in ids if one not in candidates])
     named: frozenset[str] = frozenset()
     if len(texts) == 1:
         named = named_by(texts[0], {item.id: names_of(item) for item in items})
@@ -175,8 +167,7 @@ def _with_words(
 
 def _scored(
     index: SearchIndex,
-    space: Space,
-    asked_D: NDArray[np.float32],
+    asked: Asked,
     query: Query,
     ids: Iterable[str],
 ) -> dict[str, Candidate]:
@@ -185,4 +176,4 @@ def _scored(
     if not wanted:
         return {}
     where = replace(query.where or Filter(), ids=wanted)
-    return by_vectors(index.search(asked_D[None], space, len(wanted), where=where))
+    return by_vectors(asked.search(index, len(wanted), where))

@@ -21,12 +21,13 @@ from numpy.typing import NDArray
 
 from costream.errors import DataError
 from costream.scoring.protocol import ItemBias, RankContext, RankStep
+from costream.search.asked import Asked, OneVector
 from costream.search.candidates import Candidate, GoneError, by_vectors, look_up
 
 if TYPE_CHECKING:
     from costream.index.filters import Filter
     from costream.index.protocol import SearchIndex
-    from costream.records import Ranking, Space
+    from costream.records import Ranking
 
 Span = tuple[float, float] | None
 
@@ -108,8 +109,7 @@ class RankSteps:
 
     def rank(
         self,
-        asked_D: NDArray[np.float32],
-        space: Space,
+        asked: Asked,
         *,
         modality: str,
         wanted: int,
@@ -118,8 +118,7 @@ class RankSteps:
         """Rank the items of the index.
 
         Args:
-            asked_D: The question, a unit vector float32 (D,).
-            space: Where it lives.
+            asked: The question; with steps it has one vector.
             modality: Of the question.
             wanted: How many candidates at least.
             where: Conditions on the items.
@@ -131,12 +130,15 @@ class RankSteps:
             GoneError: The index was changed meanwhile.
         """
         wanted = max(wanted, _BEST)
+        if not isinstance(asked, OneVector):
+            return _unstepped(asked.search(self._index, wanted, where), wanted)
+        asked_D = asked.vector
         if any(step.needs == "all" for step in self._others):
             wanted = self._index.count(where) + 1
         table = self._table(modality) if self._biases else None
         depth = wanted
         while True:
-            found = self._index.search(asked_D[None], space, depth, where=where)
+            found = asked.search(self._index, depth, where)
             is_whole = len(found.ids[0]) < depth
             last = float(found.scores[0][-1]) if len(found.ids[0]) else 0.0
             seen = by_vectors(found)
@@ -254,6 +256,16 @@ class RankSteps:
             spans=tuple(_span(one.t_start, one.t_end) for some in moments for one in some),
             modalities=tuple(item.modality for item in items),
         )
+
+
+def _unstepped(found: Ranking, wanted: int) -> Stepped:
+    scores = found.scores[0]
+    return Stepped(
+        candidates=by_vectors(found),
+        found=found,
+        is_whole=len(scores) < wanted,
+        unseen=float(scores[-1]) if len(scores) else 0.0,
+    )
 
 
 def _is_bias(step: RankStep) -> bool:

@@ -20,9 +20,7 @@ from costream.search.engine import Searcher
 from costream.search.query import Like, Picture, Query, Words
 
 DIM = 6
-SPACE = Space(
-    encoder="quarters", weights_hash="0", preprocessing_hash="0", dim=DIM, kind="multi"
-)
+SPACE = Space(encoder="quarters", weights_hash="0", preprocessing_hash="0", dim=DIM, kind="multi")
 COLOURS = ("red", "green", "blue", "yellow", "white", "black")
 Array = NDArray[np.float32]
 
@@ -197,6 +195,7 @@ def test_what_needs_one_vector_an_item_is_refused(index: Index) -> None:
     for query in (
         Query(terms=(Words("red"),), min_relevance=0.5),
         Query(terms=(Words("red"),), collapse_duplicates=True),
+        Query(terms=(Words("red"), Words("blue")), product=True),
     ):
         with pytest.raises(ConfigError, match="one vector an item"):
             searcher.answer(query)

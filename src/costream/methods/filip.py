@@ -86,6 +86,9 @@ CARD = {
 _AT_ONCE = 2**24
 _LEAST, _GREATEST = 0.01, 0.5
 
+Tokens = tuple[Tensor, Tensor]
+"""Unit vectors (N, P, D) and their mask."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Config:
@@ -279,15 +282,24 @@ class FilipObjective(nn.Module):
         if text.mask is None:
             raise ValueError("features of text have no mask, expected one")
         images, texts = model.project_tokens(image), model.project_tokens(text)
+        return self.contrast(batch, images, texts, text.mask)
+
+    def contrast(self, batch: Batch, images: Tensor, texts: Tensor, text_mask: Tensor) -> Losses:
+        """The loss of unit vectors.
+
+        Args:
+            batch: Groups and weights of its B pictures.
+            images: (B, P, D).
+            texts: (B * K, Q, D), the captions of picture b in rows b * K on.
+            text_mask: bool (B * K, Q).
+
+        Returns:
+            The mean of both directions, each of them, and the temperature.
+        """
         captions = len(texts) // len(images)
         groups = batch.groups.repeat_interleave(captions)
         weight = batch.weight.repeat_interleave(captions)
-        every = images.new_ones(images.shape[:2]).bool()
-        # A pair of weight 0 has no say in which tokens others keep.
-        trusted = every & (batch.weight > 0)[:, None], text.mask & (weight > 0)[:, None]
-        share = self.config.keep
-        kept_images = keep_best(images, every, texts, trusted[1], share)
-        kept_texts = keep_best(texts, text.mask, images, trusted[0], share)
+        kept_images, kept_texts = self._pruned(batch, images, texts, text_mask)
         own = torch.arange(len(groups), device=groups.device) + rank() * len(groups)
         related = groups[:, None] == gather_rows(groups)[None, :]
         absent = (gather_rows(weight) <= 0) & ~functional.one_hot(own, related.shape[1]).bool()
@@ -304,13 +316,21 @@ class FilipObjective(nn.Module):
         }
         total = (parts["image_to_text"] + parts["text_to_image"]) / 2
         log = {name: value.detach() for name, value in parts.items()}
-        return Losses(
-            total=total, parts={**log, "temperature": self.log_temperature.detach().exp()}
+        log["temperature"] = self.log_temperature.detach().exp()
+        return Losses(total=total, parts=log)
+
+    def _pruned(
+        self, batch: Batch, images: Tensor, texts: Tensor, text_mask: Tensor
+    ) -> tuple[Tokens, Tokens]:
+        """The tokens of each sample that take part; a pair of weight 0 has no say in others'."""
+        every = images.new_ones(images.shape[:2]).bool()
+        trusted = batch.weight > 0
+        trusted_texts = trusted.repeat_interleave(len(texts) // len(images))
+        share = self.config.keep
+        return (
+            keep_best(images, every, texts, text_mask & trusted_texts[:, None], share),
+            keep_best(texts, text_mask, images, every & trusted[:, None], share),
         )
-
-
-Tokens = tuple[Tensor, Tensor]
-"""Unit vectors (N, P, D) and their mask."""
 
 
 def _scores(queries: Tokens, items: Tokens) -> Tensor:

@@ -1,0 +1,1 @@
+"""The experiment behind VDR's claim."""

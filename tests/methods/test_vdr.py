@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from costream.data import make_scenes
 from costream.encoders.blocks import Encoded
+from costream.encoders.dual import DualEncoder
 from costream.errors import ConfigError
 from costream.index.sparse import SparseIndex
 from costream.methods.vdr import (
@@ -34,6 +35,7 @@ from costream.methods.vdr import (
     words_of,
 )
 from costream.parts import System
+from costream.records import Batch
 from costream.system import load_system
 from costream.train import train
 from tiny_world import SPECIAL, scene_batch, scene_tokenizer, tiny_config, tiny_model, write_scenes
@@ -90,9 +92,11 @@ def test_the_loss_is_the_mean_of_both_terms() -> None:
     assert float(found.total.detach()) == pytest.approx(expected, abs=1e-5)
 
 
-def captions_of(batch: object, model: object) -> list[str]:
-    ids = batch.slots["text.ids"][:, 0]  # type: ignore[attr-defined] # a Batch
-    return [model.tokenizer.decode(row.tolist()) for row in ids]  # type: ignore[attr-defined]
+def captions_of(batch: Batch, model: DualEncoder) -> list[str]:
+    """The captions of a batch, from its tokens."""
+    ids = batch.slots["text.ids"][:, 0].tolist()
+    rows = ([model.tokenizer.id_to_token(n) for n in row] for row in ids)
+    return [" ".join(str(word) for word in row if word not in SPECIAL) for row in rows]
 
 
 # --- laws ---

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ Weights = NDArray[np.float32]
 
 _FILE = "sparse.npz"
 _FORMAT = "costream-sparse-1"
+_DAMAGES = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -293,7 +295,7 @@ class SparseIndex:
             index._fill(about, stored)
         except FileNotFoundError:
             raise DataError(f"there is no {path}", hint="save() writes one") from None
-        except (OSError, ValueError, KeyError, TypeError, EOFError, ConfigError) as error:
+        except (*_DAMAGES, ConfigError) as error:
             raise DataError(f"{path} is damaged ({error})", hint="make it again") from error
         return index
 

@@ -52,7 +52,8 @@ class Quarters:
         mean = np.asarray(image.crop((left, top, left + half, top + half))).mean(axis=(0, 1))
         names = np.array([np.array(Image.new("RGB", (1, 1), c))[0, 0] for c in COLOURS])
         closeness = np.exp(-np.abs(names - mean).sum(axis=1) / 100)
-        return np.float32(closeness / np.linalg.norm(closeness))
+        unit: Array = (closeness / np.linalg.norm(closeness)).astype(np.float32)
+        return unit
 
 
 FORM = Quarters()
@@ -133,7 +134,7 @@ def test_exact_is_said_only_when_nothing_better_can_be_missed(index: Index) -> N
     """An item that is second for every vector, behind a crowd for each, is found or admitted."""
     crowd = 400
     eye = np.eye(DIM, dtype=np.float32)
-    middle = np.float32([0.7, 0.7, 0, 0, 0, 0.1])
+    middle = np.array([0.7, 0.7, 0, 0, 0, 0.1], np.float32)
     rows = [eye[number % 2] for number in range(2 * crowd)]
     vectors = np.stack([*rows, middle / np.linalg.norm(middle)])
     items = [Item(id=f"{number:04}") for number in range(2 * crowd)] + [Item(id="middle")]
@@ -176,7 +177,8 @@ def test_a_clip_counts_by_its_best_moment(index: Index) -> None:
     index.add_moments([Item(id="clip", modality="video")], moments, np.zeros(4, int), spans, SPACE)
     answer = Searcher(index, FORM).answer(Query(terms=(Words("red blue"),), hybrid=False))
     (result,) = answer.results
-    assert (result.span, result.score) == ((1.0, 2.0), pytest.approx(1.0))
+    assert result.span == (1.0, 2.0)
+    assert result.score == pytest.approx(1.0)
     answer = Searcher(index, FORM).answer(Query(terms=(Words("green blue"),), hybrid=False))
     assert answer.results[0].score == pytest.approx(0.5)
 

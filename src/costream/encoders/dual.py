@@ -256,7 +256,11 @@ class DualEncoder(nn.Module):
             retrieval); tokens (B, F, D): the frames' vectors, not scaled to unit length.
         """
         seen = self.vision(self.normalise_pixels(frames.flatten(0, 1)))
-        unscaled = self.image_projection(seen.pooled).float().unflatten(0, frames.shape[:2])
+        if self.image_head is not None:
+            projected = self.image_head(seen)
+        else:
+            projected = self.image_projection(seen.pooled).float()
+        unscaled = projected.unflatten(0, frames.shape[:2])
         mean = functional.normalize(unscaled, dim=-1).mean(dim=1)
         return Features(
             pooled=functional.normalize(mean, dim=-1), tokens=unscaled, modality="video"

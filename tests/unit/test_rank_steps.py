@@ -18,6 +18,7 @@ from costream.index import Filter, Index, Item
 from costream.records import Space
 from costream.scoring.protocol import RankContext, RankStep, Scores
 from costream.search import Answer, Query, Searcher, Words
+from costream.search.asked import OneVector
 from costream.search.steps import RankSteps
 
 DIM, MANY = 16, 900
@@ -110,10 +111,10 @@ def test_pages_join(index: Index) -> None:
 
 
 def test_the_first_stage_goes_no_deeper_than_the_bias_asks_for(index: Index) -> None:
-    asked = Directions().encode_texts(["red"])[0]
+    question = OneVector(vector=Directions().encode_texts(["red"])[0], space=SPACE)
     depths = []
     for size in (0.0, 0.05, 20.0):
-        ranked = RankSteps(index, [Drawn(size)]).rank(asked, SPACE, modality="text", wanted=10)
+        ranked = RankSteps(index, [Drawn(size)]).rank(question, modality="text", wanted=10)
         depths.append(len(ranked.found.ids[0]))
     # Without differences one more place is needed to know what is above the last one.
     assert depths[0] <= 800

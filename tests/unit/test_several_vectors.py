@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -201,6 +201,17 @@ def test_what_needs_one_vector_an_item_is_refused(index: Index) -> None:
     ):
         with pytest.raises(ConfigError, match="one vector an item"):
             searcher.answer(query)
+
+
+def test_rank_steps_are_refused(index: Index) -> None:
+    class Same:
+        needs: Literal["topk", "all"] = "topk"
+
+        def rescore(self, scores: Array, context: Any) -> Array:
+            return scores
+
+    with pytest.raises(ConfigError, match="one vector an item"):
+        Searcher(index, FORM, steps=(Same(),))
 
 
 def test_a_model_of_one_vector_cannot_ask(index: Index) -> None:

@@ -212,7 +212,7 @@ def test_a_rank_step_rescores_the_pairs_that_it_gets(name: str, tmp_path: Path) 
         nobody = RankContext(queries=vectors[:2], items=vectors[:0], modality="text")
         assert step.rescore(scores[:, :0], nobody).shape == (2, 0)
         if isinstance(step, ItemBias):
-            bias = step.bias(vectors[2:], "text")
+            bias = step.bias(vectors[2:], "text", "image")
             assert np.allclose(scores - bias, found, atol=1e-5)
 
 

@@ -219,6 +219,15 @@ def test_a_length_that_is_a_lie_costs_no_time(clips: dict[str, bytes]) -> None:
     assert time.monotonic() - started < 30
 
 
+def test_a_first_picture_that_comes_late_is_in_its_span(clips: dict[str, bytes]) -> None:
+    """A changed unit of time: the first picture is shown from 2.4 s on, the second from 2.5 s."""
+    clip = bytearray(clips["mkv"])
+    clip[433] = 22
+    frames = list(sample_frames(bytes(clip)))
+    assert frames[0].t > 1
+    assert all(frame.t_start <= frame.t < frame.t_end for frame in frames)
+
+
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_damage_anywhere_gives_frames_or_an_error(

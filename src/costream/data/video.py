@@ -212,6 +212,8 @@ def _walk(clip: Clip, sampling: Sampling, every_s: float) -> Iterator[_Taken]:
         if held and count < sampling.max_frames and (is_cut or elapsed_s >= every_s):
             # A still picture is shown until another one comes: it keeps all whole spans till then.
             end_s = t if is_cut else start_s + every_s * (elapsed_s // every_s)
+            if end_s <= held.frames[0][0]:
+                end_s = t  # the first picture of the clip came late
             yield start_s, *held.middle(end_s)
             start_s, held = end_s, _Held()
             count, num_cuts = count + 1, num_cuts + is_cut

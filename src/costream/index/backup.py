@@ -106,14 +106,19 @@ def drafted(target: Path) -> Iterator[Path]:
     """An empty folder inside another, for a while."""
     draft = target / f"{_DRAFT}{os.getpid()}-{os.urandom(4).hex()}"
     with database.explained(target, "write"):
-        for left in target.glob(f"{_DRAFT}*"):
-            if not _is_running(left):
-                shutil.rmtree(left, ignore_errors=True)
+        clear_drafts(target)
         draft.mkdir()
     try:
         yield draft
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def clear_drafts(target: Path) -> None:
+    """Remove what killed processes left in a folder."""
+    for left in target.glob(f"{_DRAFT}*"):
+        if not _is_running(left):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def check_copy(draft: Path, source: Path) -> int:

@@ -74,6 +74,7 @@ def repair_index(directory: Path) -> RepairReport:
             _copy_aside(directory, copy)
         num_items = _num_items_if_sound(directory)
         if num_items is not None and was_stopped:
+            backup.clear_drafts(directory)
             return RepairReport(was_damaged=False, kept=num_items, aside=_keep_aside(copy))
         if num_items is not None:
             shutil.rmtree(copy)

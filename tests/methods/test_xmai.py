@@ -33,7 +33,7 @@ from costream.parts import System
 from costream.records import Report
 from tiny_world import tiny_model
 
-SMALL = {"captions": "12", "block": "12"}
+SMALL = {"most_captions": "12", "block": "12"}
 SCENES = make_scenes(12, seed=4, num_captions=2, detail="full", size_px=24)
 BARE = without_colours(SCENES, 0.0)
 
@@ -138,7 +138,7 @@ def test_bleu_is_whole_for_the_same_and_falls_with_insertions() -> None:
 
 
 def report(data: DataSet, **changes: object) -> Report:
-    config = replace(Config(block=24, captions=0), **changes)  # type: ignore[arg-type]
+    config = replace(Config(block=24, most_captions=0), **changes)  # type: ignore[arg-type]
     return AttributeInsertions(config).run(System(model=tiny_model()), data)
 
 
@@ -177,7 +177,7 @@ def test_a_scorer_that_knows_nothing_is_at_chance_whatever_is_inserted() -> None
     from costream.parts import Parts
 
     system = System(model=tiny_model(), parts=Parts(scorer=Same()))  # type: ignore[arg-type]
-    found = AttributeInsertions(Config(block=24, captions=0)).run(system, BARE)
+    found = AttributeInsertions(Config(block=24, most_captions=0)).run(system, BARE)
     chance = 100 * float(np.mean(1 / np.arange(1, 13)))
     for values in found.metrics.values():
         assert values["mrr"] == pytest.approx(chance)

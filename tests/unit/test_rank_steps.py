@@ -7,19 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from conftest import Program
 from costream.index import Filter, Index, Item
 from costream.records import Space
 from costream.scoring.protocol import RankContext, RankStep, Scores
 from costream.search import Answer, Query, Searcher, Words
 from costream.search.asked import OneVector
 from costream.search.steps import RankSteps
+
+Program = Any  # of tests/conftest.py, which cannot be imported
 
 DIM, MANY = 16, 900
 SPACE = Space(encoder="directions", weights_hash="d", preprocessing_hash="d", dim=DIM)

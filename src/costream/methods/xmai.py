@@ -103,12 +103,12 @@ class Config:
         similar: Least cosine at which a word counts as the name of an object.
         prefix: Put before captions when they are compared with pictures to choose a word.
         block: Captions measured together; a last, smaller block is dropped unless it is the only.
-        captions: Most captions that are measured; 0 for all.
+        most_captions: Most captions that are measured; 0 for all.
         corpus: Captions that the language model counts, as of `costream.read_data`; those that are
             measured when None.
         attack: Model that words are chosen against, by name or folder; the one that is measured
             when None. Another one makes it a test of transfer.
-        seed: Of the order of captions and of deletions.
+        shuffle_seed: Of the order of captions and of deletions.
     """
 
     likely: Weight = 1.0
@@ -118,10 +118,10 @@ class Config:
     similar: Annotated[float, Range(0, 1)] = 0.7
     prefix: str = "This is "
     block: Annotated[int, Range(2)] = 1000
-    captions: Annotated[int, Range(0)] = 1000
+    most_captions: Annotated[int, Range(0)] = 1000
     corpus: str | None = None
     attack: str | None = None
-    seed: int = 0
+    shuffle_seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -417,7 +417,7 @@ class AttributeInsertions:
             "adversarial": (config.likely, config.fitting, config.misleading),
         }
         changed = {"original": [Inserted(text=pair.text) for pair in pairs]}
-        changed["deletion"] = deleted(pairs, config.seed)
+        changed["deletion"] = deleted(pairs, config.shuffle_seed)
         for arm, three in weights.items():
             if sum(three):
                 changed[arm] = [
@@ -442,8 +442,8 @@ def choose(data: DataSet, config: Config) -> list[Pair]:
         raise DataError(
             f"{data.name!r} has {len(pairs)} captions, expected at least 2", hint="add captions"
         )
-    order = np.random.default_rng(config.seed).permutation(len(pairs))
-    most = len(pairs) if not config.captions else min(config.captions, len(pairs))
+    order = np.random.default_rng(config.shuffle_seed).permutation(len(pairs))
+    most = len(pairs) if not config.most_captions else min(config.most_captions, len(pairs))
     whole = most // config.block * config.block or most
     return [pairs[place] for place in order[:whole]]
 

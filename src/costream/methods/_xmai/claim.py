@@ -116,7 +116,7 @@ _TITLE = "Inserted attributes take captions away from pictures, even true ones"
 
 def attack(attacked: DualEncoder, other: DualEncoder, world: World, seed: int) -> dict[str, float]:
     """Numbers of one attacked model: mean reciprocal ranks and shares of true words."""
-    config = xmai.Config(k=6, captions=0, seed=seed)
+    config = xmai.Config(k=6, most_captions=0, shuffle_seed=seed)
     data = world.dev_data
     pairs = xmai.choose(data, config)
     seen = [xmai.seen_in(sample) for sample in data.samples]

@@ -304,3 +304,15 @@ def test_closed_decoders_say_so() -> None:
     decoders.close()
     with pytest.raises(CostreamError, match="are closed"):
         decoders.decode(b"", "x")
+
+
+def test_a_decoder_that_ended_while_idle_costs_nothing() -> None:
+    """Killed by the system to save memory, say, between two files."""
+    content = next(GALLERY.glob("*.jpg")).read_bytes()
+    with Decoders() as decoders:
+        before = decoders.decode(content, "a.jpg")
+        (idle,) = decoders._all
+        os.kill(idle._popen.pid, signal.SIGKILL)
+        idle._popen.wait()
+        assert np.array_equal(decoders.decode(content, "b.jpg"), before)
+        assert len(decoders._all) == 1

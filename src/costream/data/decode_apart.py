@@ -260,8 +260,13 @@ class Decoders:
         with self._lock:
             if self._closed:
                 raise CostreamError("the decoders are closed", hint="make new ones")
-            if self._idle:
-                return self._idle.pop()
+            while self._idle:
+                process = self._idle.pop()
+                if process.is_running():
+                    return process
+                # Somebody ended it while it had nothing to do: that is no fault of the next file.
+                self._all.remove(process)
+                process.end()
             try:
                 process = _Process()
             except OSError as error:
@@ -319,6 +324,10 @@ class _Process:
             if not 0 <= num_bytes <= most_bytes:
                 raise ValueError("more than it may make")
             yield head, receive_bytes(self._answers, num_bytes)
+
+    def is_running(self) -> bool:
+        """Whether it has not ended."""
+        return self._popen.poll() is None
 
     def last_words(self) -> str:
         """How it ended, when it said nothing more."""

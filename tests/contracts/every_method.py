@@ -25,7 +25,7 @@ METHODS = tuple(find_methods())
 _TESTS = Path(__file__).parents[1] / "methods"
 
 
-def tests_of(name: str) -> ModuleType:
+def own_tests(name: str) -> ModuleType:
     """The test file of a method; may hold `SMALL`, its settings for contracts."""
     path = _TESTS / f"test_{name.replace('-', '_')}.py"
     spec = importlib.util.spec_from_file_location(f"contract_{path.stem}", path)
@@ -39,7 +39,7 @@ def tests_of(name: str) -> ModuleType:
 def small_method(name: str) -> Method:
     """A method with the settings that its test file calls SMALL."""
     card, module = find_module(name)
-    settings = vars(tests_of(name)).get("SMALL", {})
+    settings = vars(own_tests(name)).get("SMALL", {})
     return Method(card=card, module=module, config=parse_settings(module.Config, settings))
 
 

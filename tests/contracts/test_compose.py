@@ -6,7 +6,7 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
-from every_method import METHODS, every_slot, small_method, tests_of
+from every_method import METHODS, every_slot, small_method, own_tests
 
 from costream.card import find_method
 from costream.errors import ConfigError
@@ -33,7 +33,7 @@ def clash(one: str, other: str) -> bool:
 def in_order(pair: tuple[str, str]) -> tuple[str, str]:
     """The one first whose test file says that it must be."""
     one, other = pair
-    return (other, one) if vars(tests_of(other)).get("FIRST") else pair
+    return (other, one) if vars(own_tests(other)).get("FIRST") else pair
 
 
 PAIRS = [in_order(pair) for pair in combinations(METHODS, 2) if compatible(*pair)]

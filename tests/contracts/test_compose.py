@@ -6,7 +6,7 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
-from every_method import METHODS, every_slot, small_method, own_tests
+from every_method import METHODS, every_slot, own_tests, small_method
 
 from costream.card import find_method
 from costream.errors import ConfigError

@@ -1,0 +1,1 @@
+"""The small model that the factors are varied around, and the experiment."""

@@ -85,7 +85,7 @@ class Config:
         train_share: Share of the pictures that models are trained on; the others are halved into
             those that checkpoints are picked by and those that are reported.
         folds: Disjoint blocks of pictures that are measured apart and averaged ("1K" of "5K").
-        seed: Of the split.
+        split_seed: Of the split.
     """
 
     seeds: Annotated[int, Range(2)] = 5
@@ -93,7 +93,7 @@ class Config:
     checkpoints: Annotated[int, Range(1)] = 4
     train_share: Annotated[float, Range(0.1, 0.9)] = 0.6
     folds: Annotated[int, Range(1)] = 1
-    seed: int = 0
+    split_seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -291,7 +291,7 @@ def split(
             f"{data.name!r} has {len(groups)} pictures, expected at least 10 to train and measure",
             hint="give a training set",
         )
-    order = np.random.default_rng(config.seed).permutation(len(groups))
+    order = np.random.default_rng(config.split_seed).permutation(len(groups))
     first = round(config.train_share * len(groups))
     second = (first + len(groups)) // 2
     part = {groups[place]: int(n >= first) + int(n >= second) for n, place in enumerate(order)}

@@ -63,7 +63,7 @@ class Ours:
             # As in a process that has loaded a model.
             import torch  # noqa: F401
         self.kernel = build(vectors_ND, kernel=kernel)
-        # The exact kernel makes its bfloat16 copy with the second search.
+        # The exact kernel makes its integer codes with the second search.
         for _ in range(2):
             self.kernel.top(vectors_ND[:1].astype(np.float32), 1)
 

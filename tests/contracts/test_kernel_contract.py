@@ -19,27 +19,27 @@ DIM = 64
 
 @dataclass(frozen=True)
 class Made:
-    """A kernel by name; `exact-bfloat16` is the exact one with its pass for large collections."""
+    """A kernel by name; `exact-int8` is the exact one with its pass for large collections."""
 
     name: str
 
     def __call__(self, vectors: Vectors, metric: Metric = "dot") -> Kernel:
-        kernel = build(vectors, kernel=self.name.removesuffix("-bfloat16"), metric=metric)
-        if self.name == "exact-bfloat16":
+        kernel = build(vectors, kernel=self.name.removesuffix("-int8"), metric=metric)
+        if self.name == "exact-int8":
             # The pass is made from the second search on.
             kernel.top(np.ones((1, vectors.shape[1]), np.float32), 1)
         return kernel
 
 
-@pytest.fixture(params=["exact-bfloat16", *sorted(installed())])
+@pytest.fixture(params=["exact-int8", *sorted(installed())])
 def make(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Made:
-    if request.param == "exact-bfloat16":
-        from costream.scoring.kernels import bfloat16
+    if request.param == "exact-int8":
+        from costream.scoring.kernels import int8
 
         monkeypatch.setattr(exact, "LARGE", 0)
-        # On a machine without bfloat16 instructions it is right as well, only slow.
-        monkeypatch.setattr(bfloat16, "pays", lambda dim: True)
-        monkeypatch.setattr(bfloat16, "BLOCK_SCORES", 2**13)
+        # On a machine without instructions for it it is right as well, only slow.
+        monkeypatch.setattr(int8, "pays", lambda dim: True)
+        monkeypatch.setattr(int8, "BLOCK_ROWS", 2**8)
     elif request.param == "graph":
         from costream.scoring.kernels import graph
 

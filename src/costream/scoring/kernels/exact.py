@@ -1,10 +1,11 @@
 """The kernel that misses nothing: a fast pass proposes, true scores decide.
 
 Small collections, and the first passes over large ones, are scanned in float32 by numpy
-(`costream.scoring.dot`). A large collection that is searched again and again is scanned in bfloat16
-by torch: half the memory to read, and several times the arithmetic on processors with bfloat16
-instructions. Either way the fast scores carry a proven bound on their error, everything within the
-bound of the best is scored again in float64, and the answers are the same to the last bit.
+(`costream.scoring.dot`). A large collection that is searched again and again is scanned in 8-bit
+integers by torch: a quarter of the memory to read, and several times the arithmetic on processors
+with instructions for it. Either way the fast scores carry a proven bound on their error, everything
+within the bound of the best is scored again in float64, and the answers are the same to the last
+bit.
 
 Shape letters: Q queries, N rows, D dimensions.
 """
@@ -24,13 +25,13 @@ from costream.scoring.kernels.protocol import Found, Metric
 from costream.scoring.kernels.rows import Rows
 
 if TYPE_CHECKING:
-    from costream.scoring.kernels.bfloat16 import Bfloat16Pass
+    from costream.scoring.kernels.int8 import Int8Pass
 
-# Below this many numbers a float32 pass takes a few milliseconds and bfloat16 gains nothing.
+# Below this many numbers a float32 pass takes a few milliseconds and integers gain nothing.
 LARGE = 2**25
-# Importing torch and rounding everything takes as long as about this many float32 passes.
+# Importing torch and coding everything takes as long as about this many float32 passes.
 PASSES_BEFORE_TORCH = 8
-# Up to a share of 1 / this of all rows, fetching those wanted is faster than a bfloat16 pass.
+# Up to a share of 1 / this of all rows, fetching those wanted is faster than a pass over integers.
 FEW = 16
 
 
@@ -40,7 +41,7 @@ class _State:
 
     rows: Rows
     scan: ExactScan
-    low: Bfloat16Pass | None = None
+    low: Int8Pass | None = None
 
 
 class ExactKernel:
@@ -111,17 +112,18 @@ class ExactKernel:
         return state.scan.candidates(unit_QD, top, findable_N)
 
     def _ready(self) -> _State:
-        """The present state, with a bfloat16 copy as soon as that pays."""
+        """The present state, with integer codes as soon as that pays."""
         state = self._state
         self._num_passes += 1
         is_late = self._num_passes > (1 if "torch" in sys.modules else PASSES_BEFORE_TORCH)
         if state.low is None and state.rows.vectors_ND.size >= LARGE and is_late:
-            from costream.scoring.kernels.bfloat16 import Bfloat16Pass, pays
+            from costream.scoring.kernels.int8 import Int8Pass, fits, pays
 
             with self._change:
                 state = self._state
-                if state.low is None and pays(state.rows.vectors_ND.shape[1]):
-                    state = self._state = replace(state, low=Bfloat16Pass.of(state.rows))
+                shape = state.rows.vectors_ND.shape
+                if state.low is None and fits(*shape) and pays(shape[1]):
+                    state = self._state = replace(state, low=Int8Pass.of(state.rows))
         return state
 
     def grow(self, vectors_ND: NDArray[np.float16]) -> None:

@@ -1,7 +1,7 @@
 """What every kernel can do: find the best rows of a matrix of vectors.
 
 A kernel does not own the vectors. The float16 matrix that it is given, in memory or mapped from a
-file, is the truth; what a kernel makes of it (a bfloat16 copy, 4-bit codes, a graph) is derived
+file, is the truth; what a kernel makes of it (codes of 8 or 4 bits, a graph) is derived
 and can be thrown away and made again at any time.
 
 Shape letters: Q queries, N rows, M some of them, D dimensions.

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from costream.index.codes import CODES, SEAL, Header
 
 if TYPE_CHECKING:
     from costream.scoring.kernels import Kernel
     from costream.scoring.kernels.four_bit import FourBitKernel
+    from costream.scoring.matrix import Matrix
 
 # Magic, version, token of the vectors, rows, dimensions, W, rows averaged, error, longest vector,
 # size and checksum of the codes; then the mean, float32 (W,), and the checksum of all this.
@@ -35,7 +35,7 @@ _BLOCK_BYTES = 2**22
 _CRC_BYTES = 4
 
 
-def four_bit(header: Header, vectors_ND: NDArray[np.float16], *, write: bool) -> FourBitKernel:
+def four_bit(header: Header, vectors_ND: Matrix, *, write: bool) -> FourBitKernel:
     """The kernel over the vectors of a file, from its codes if there are any that fit.
 
     Args:
@@ -90,7 +90,7 @@ def _write(header: Header, kernel: FourBitKernel) -> None:
             draft.unlink(missing_ok=True)
 
 
-def _read(header: Header, vectors_ND: NDArray[np.float16]) -> FourBitKernel | None:
+def _read(header: Header, vectors_ND: Matrix) -> FourBitKernel | None:
     """The kernel; None when there are no codes of these vectors, or they are damaged."""
     from costream.scoring.kernels.four_bit import Codes, FourBitKernel
 

@@ -17,10 +17,11 @@ import os
 import struct
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,14 +32,15 @@ NOTHING = bytes(16)
 _SUFFIX = ".f16"
 # 4-bit codes of a file of vectors, and the seal that tells whose they are.
 CODES, SEAL = ".four_bit", ".seal"
-# Magic, version, dimensions, vectors, keys, longest vector, the states from and to, generation;
-# then its own checksum. After it the keys (int64), places (int64) and vectors (float16), and a
-# checksum for each of these and for each block of vectors.
-_HEADER = struct.Struct("<8sIIQQd16s16sQ")
+# Magic, version, dimensions, vectors, keys, the states from and to, generation; then its own
+# checksum. After it the vectors (float16), the keys (int64), the places (int64) and the checksum of
+# each vector (uint32), and a checksum for each of these three and for each block of vectors.
+_HEADER = struct.Struct("<8sIIQQ16s16sQ")
 _MAGIC = b"costream"
-_VERSION = 2
+_VERSION = 3
 _CRC_BYTES = 4
 _BLOCK_BYTES = 2**24
+_MOST_BLOCK_ROWS = 2**14
 # A draft this old was left by a process that was killed.
 _ABANDONED_S = 600.0
 
@@ -52,18 +54,16 @@ class Segment:
         token: Token of the state after.
         generations: Numbers of these states.
         keys: int64 (K,): items whose earlier vectors are void.
-        places: int64 (M,): places of the vectors.
-        vectors: float16 (M, D).
-        longest: Length of the longest vector.
+        dim: D.
+        blocks: Places int64 and vectors float16 of `block_rows(dim)` rows each, but the last.
     """
 
     before: bytes
     token: bytes
     generations: tuple[int, int]
     keys: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
-    places: NDArray[np.int64]
-    vectors: NDArray[np.float16]
-    longest: float
+    dim: int
+    blocks: Iterable[tuple[NDArray[np.int64], NDArray[np.float16]]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,7 +81,6 @@ class Header:
     dim: int
     num_vectors: int
     num_keys: int
-    longest: float
     before: bytes
     token: bytes
     generation: int
@@ -89,13 +88,43 @@ class Header:
     @property
     def num_blocks(self) -> int:
         """How many blocks of vectors have a checksum of their own."""
-        return -(-self.num_vectors * self.dim * 2 // _BLOCK_BYTES)
+        return -(-self.num_vectors // block_rows(self.dim))
+
+    @property
+    def vectors_at(self) -> int:
+        """Where the vectors begin."""
+        return _HEADER.size + _CRC_BYTES
+
+    @property
+    def numbers_at(self) -> int:
+        """Where the keys begin, with places and checksums after them."""
+        return self.vectors_at + 2 * self.dim * self.num_vectors
 
     @property
     def size_bytes(self) -> int:
         """Size of the whole file."""
-        body = 8 * (self.num_keys + self.num_vectors) + 2 * self.dim * self.num_vectors
-        return _HEADER.size + _CRC_BYTES + body + _CRC_BYTES * (2 + self.num_blocks)
+        numbers = 8 * (self.num_keys + self.num_vectors) + _CRC_BYTES * self.num_vectors
+        return self.numbers_at + numbers + _CRC_BYTES * (3 + self.num_blocks)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Numbers:
+    """All of a file but its vectors.
+
+    Attributes:
+        keys: int64 (K,).
+        places: int64 (M,).
+        crcs: uint32 (M,): checksum of each vector.
+    """
+
+    keys: NDArray[np.int64]
+    places: NDArray[np.int64]
+    crcs: NDArray[np.uint32]
+
+
+def block_rows(dim: int) -> int:
+    """Vectors of which a block is made."""
+    return max(1, min(_MOST_BLOCK_ROWS, _BLOCK_BYTES // (2 * dim)))
 
 
 def chain(directory: Path, dim: int) -> list[Header]:
@@ -113,32 +142,55 @@ def chain(directory: Path, dim: int) -> list[Header]:
     return found
 
 
-def read_segment(
-    header: Header, places: NDArray[np.int64], vectors: NDArray[np.float16]
-) -> NDArray[np.int64] | None:
+def read_numbers(header: Header) -> Numbers | None:
+    """Read all of a file but its vectors; None when it is gone or damaged."""
+    try:
+        with header.path.open("rb", buffering=0) as stream:
+            stream.seek(header.numbers_at)
+            found = _read_numbers(stream, header)
+    except OSError:
+        return None
+    return None if found is None else found[0]
+
+
+def read_segment(header: Header, vectors: NDArray[np.float16]) -> Numbers | None:
     """Read one file.
 
     Args:
         header: Its beginning.
-        places: int64 (M,), written to.
         vectors: float16 (M, D), contiguous, written to.
 
     Returns:
-        Its keys, or None when it is gone or damaged.
+        All else that is in it, or None when it is gone or damaged.
     """
-    keys = np.empty(header.num_keys, dtype="<i8")
+    size, checksums = block_rows(header.dim), []
     try:
         with header.path.open("rb", buffering=0) as stream:
-            stream.seek(_HEADER.size + _CRC_BYTES)
-            checksums = []
-            for block in _blocks(keys, places, vectors):
+            stream.seek(header.vectors_at)
+            for start in range(0, len(vectors), size):
+                block = _bytes_of(vectors[start : start + size])
                 if not _fill(stream, block):
                     return None
                 checksums.append(zlib.crc32(block))
-            written = stream.read(_CRC_BYTES * len(checksums) + 1)
+            found = _read_numbers(stream, header)
     except OSError:
         return None
-    return keys if written == _packed(checksums) else None
+    return found[0] if found is not None and found[1] == _packed(checksums) else None
+
+
+def _read_numbers(stream: FileIO, header: Header) -> tuple[Numbers, bytes] | None:
+    """All after the vectors, and the checksums of the blocks."""
+    numbers = Numbers(
+        np.empty(header.num_keys, dtype="<i8"),
+        np.empty(header.num_vectors, dtype="<i8"),
+        np.empty(header.num_vectors, dtype="<u4"),
+    )
+    parts = [_bytes_of(part) for part in (numbers.keys, numbers.places, numbers.crcs)]
+    if not all(_fill(stream, part) for part in parts):
+        return None
+    written = stream.read(_CRC_BYTES * (len(parts) + header.num_blocks) + 1)
+    own = _packed(list(map(zlib.crc32, parts)))
+    return (numbers, written[len(own) :]) if written.startswith(own) else None
 
 
 def write_segment(directory: Path, segment: Segment) -> Header | None:
@@ -153,46 +205,58 @@ def write_segment(directory: Path, segment: Segment) -> Header | None:
         read-only or full is no error: the vectors come from the database again.
     """
     folder = directory / FOLDER
-    num_vectors, dim = segment.vectors.shape
-    header = _HEADER.pack(
-        *(_MAGIC, _VERSION, dim, num_vectors, len(segment.keys), segment.longest),
-        *(segment.before, segment.token, segment.generations[1]),
-    )
     before, after = segment.generations
     name = f"{after:016d}-{before:016d}{_SUFFIX}"
     draft = folder / f"{name}.{os.getpid()}-{os.urandom(4).hex()}.new"
-    arrays = (
-        np.ascontiguousarray(segment.keys, dtype="<i8"),
-        np.ascontiguousarray(segment.places, dtype="<i8"),
-        np.ascontiguousarray(segment.vectors, dtype="<f2"),
-    )
     try:
         folder.mkdir(exist_ok=True)
         remove_abandoned(directory)
         with draft.open("wb", buffering=0) as stream:
-            _write(stream, header + _packed([zlib.crc32(header)]))
-            checksums = []
-            for block in _blocks(*arrays):
-                _write(stream, block)
-                checksums.append(zlib.crc32(block))
-            _write(stream, _packed(checksums))
+            header = _write_segment(stream, segment, folder / name)
         # No fsync: after a loss of power the checksums tell.
-        draft.replace(folder / name)
+        draft.replace(header.path)
         if segment.before == NOTHING:
             _remove_files(folder, keep=name)
     except OSError:
+        return None
+    finally:
         with contextlib.suppress(OSError):
             draft.unlink(missing_ok=True)
-        return None
+    return header
+
+
+def _write_segment(stream: FileIO, segment: Segment, path: Path) -> Header:
+    stream.seek(_HEADER.size + _CRC_BYTES)
+    places, crcs, checksums = [], [], []
+    for places_B, vectors_B in segment.blocks:
+        block = _bytes_of(np.ascontiguousarray(vectors_B, dtype="<f2"))
+        _write(stream, block)
+        size = 2 * segment.dim
+        places.append(np.array(places_B, dtype="<i8"))
+        each = [zlib.crc32(block[at : at + size]) for at in range(0, len(block), size)]
+        crcs.append(np.array(each, dtype="<u4"))
+        checksums.append(zlib.crc32(block))
+    keys = np.ascontiguousarray(segment.keys, dtype="<i8")
+    all_places = np.concatenate([*places, np.empty(0, "<i8")])
+    all_crcs = np.concatenate([*crcs, np.empty(0, "<u4")])
+    numbers = [_bytes_of(part) for part in (keys, all_places, all_crcs)]
+    for part in numbers:
+        _write(stream, part)
+    _write(stream, _packed([*map(zlib.crc32, numbers), *checksums]))
+    header = _HEADER.pack(
+        *(_MAGIC, _VERSION, segment.dim, len(all_places), len(keys)),
+        *(segment.before, segment.token, segment.generations[1]),
+    )
+    stream.seek(0)
+    _write(stream, header + _packed([zlib.crc32(header)]))
     return Header(
-        path=folder / name,
-        dim=dim,
-        num_vectors=num_vectors,
-        num_keys=len(segment.keys),
-        longest=segment.longest,
+        path=path,
+        dim=segment.dim,
+        num_vectors=len(all_places),
+        num_keys=len(keys),
         before=segment.before,
         token=segment.token,
-        generation=after,
+        generation=segment.generations[1],
     )
 
 
@@ -245,7 +309,7 @@ def _headers(directory: Path) -> Iterator[Header]:
         body = written[: _HEADER.size]
         if len(written) < _HEADER.size + _CRC_BYTES:
             continue
-        magic, version, dim, num_vectors, num_keys, longest, *states = _HEADER.unpack(body)
+        magic, version, dim, num_vectors, num_keys, *states = _HEADER.unpack(body)
         if written[_HEADER.size :] != _packed([zlib.crc32(body)]):
             continue
         header = Header(
@@ -253,7 +317,6 @@ def _headers(directory: Path) -> Iterator[Header]:
             dim=dim,
             num_vectors=num_vectors,
             num_keys=num_keys,
-            longest=longest,
             before=states[0],
             token=states[1],
             generation=states[2],
@@ -262,18 +325,7 @@ def _headers(directory: Path) -> Iterator[Header]:
             yield header
 
 
-def _blocks(
-    keys: NDArray[np.int64], places: NDArray[np.int64], vectors: NDArray[np.float16]
-) -> Iterator[memoryview]:
-    """The bytes of the keys, of the places, and of each block of vectors."""
-    yield _bytes_of(keys)
-    yield _bytes_of(places)
-    whole = _bytes_of(vectors)
-    for start in range(0, len(whole), _BLOCK_BYTES):
-        yield whole[start : start + _BLOCK_BYTES]
-
-
-def _bytes_of(array: NDArray[np.int64] | NDArray[np.float16]) -> memoryview:
+def _bytes_of(array: NDArray[Any]) -> memoryview:
     return array.reshape(-1).view(np.uint8).data
 
 

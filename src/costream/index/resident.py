@@ -1,8 +1,10 @@
-"""The vectors of the active space in memory, kept equal to the database, and searched.
+"""The vectors of the active space at hand, kept equal to the database, and searched.
 
-They come from the derived files, or from the database when those are no use. When the index
-changes, only the vectors of the items that changed are read again: their old rows are void from
-then on and new ones come after the rest. Void rows are dropped when they are a quarter of all.
+They come from the derived files, or from the database when those are no use. A kernel that scans
+codes needs few of the vectors: then they stay in the files, and only their places and checksums are
+in memory. When the index changes, only the vectors of the items that changed are read again: their
+old rows are void from then on and new ones come after the rest. Void rows are dropped when they are
+a quarter of all.
 
 Shape letters: Q queries, N rows, M vectors, K keys, D dimensions.
 """
@@ -11,29 +13,28 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from costream.index import coded, codes, schema, vector_rows
+from costream.index.held import SPARE_ROWS, Held, LostRowsError, RowFile
 from costream.index.schema import SpaceRow, State
 from costream.index.writing import Change
 from costream.records import Space
-from costream.scoring.dot import longest_vector
 from costream.scoring.kernels import Kernel, build, choose
+from costream.scoring.matrix import Matrix
 
 # Fewer bytes of vectors than this load fast enough from the database.
 WORTH_A_FILE_BYTES = 2**18
-# What is added to an empty index is kept in memory up to this size, until it is searched.
-KEPT_BYTES = 2**31
+# What is added is kept in memory up to this size, until it is searched or put into a file.
+KEPT_BYTES = 2**30
 # A file is added at the latest when the last one is this many changes behind.
 _MOST_BEHIND = schema.CHANGES_KEPT // 2
 _MOST_FILES = 32
-# Rows that can be added before everything is copied to a larger place, besides an eighth.
-_SPARE_ROWS = 4096
 
 
 @dataclass(slots=True)
@@ -45,8 +46,7 @@ class Resident:
         entry: The active space.
         token: State that they are of.
         generation: Its number.
-        num_rows: Rows in use, void ones included.
-        longest: At least the length of the longest vector.
+        held: Places and vectors of the rows, void ones included.
         void: bool (N,): rows that count no more; None when there are none.
         wanted: Name of the kernel that searches; None to go by size.
     """
@@ -55,29 +55,33 @@ class Resident:
     entry: SpaceRow
     token: bytes
     generation: int
-    num_rows: int
-    longest: float
-    _places: NDArray[np.int64]
-    _vectors: NDArray[np.float16]
+    held: Held
     void: NDArray[np.bool_] | None = None
     wanted: str | None = None
     _files: list[codes.Header] = field(default_factory=list)
     _unsaved: list[NDArray[np.int64]] = field(default_factory=list)
     # How many of the rows, from the start, are those of the first file.
     _base_rows: int = 0
+    # No row is of a greater key.
+    _largest_key: int = -1
     _kernel: Kernel | None = None
     # What was drawn last and for what, since every question asks for the same.
     _sample: tuple[tuple[int, int, bytes], NDArray[np.float32]] | None = None
 
     @property
-    def places(self) -> NDArray[np.int64]:
-        """Places of the rows."""
-        return self._places[: self.num_rows]
+    def num_rows(self) -> int:
+        """Rows in use, void ones included."""
+        return self.held.num_rows
 
     @property
-    def vectors(self) -> NDArray[np.float16]:
+    def places(self) -> NDArray[np.int64]:
+        """Places of the rows."""
+        return self.held.places
+
+    @property
+    def vectors(self) -> Matrix:
         """The rows."""
-        return self._vectors[: self.num_rows]
+        return self.held.vectors
 
     @property
     def is_used(self) -> bool:
@@ -87,7 +91,7 @@ class Resident:
     @property
     def is_large(self) -> bool:
         """Whether the rows take more memory than is kept for a search that may never come."""
-        return self.vectors.nbytes > KEPT_BYTES
+        return self.held.memory_bytes > KEPT_BYTES
 
     @property
     def present_kernel(self) -> Kernel | None:
@@ -108,15 +112,19 @@ class Resident:
         return self._kernel
 
     def _made_kernel(self) -> Kernel:
-        name = choose(*self.vectors.shape) if self.wanted is None else self.wanted
+        name = self._kernel_name()
+        if name != "four_bit":
+            self.held.fetch()
         if name != "four_bit" or not self._base_rows:
             return build(self.vectors, kernel=name)
         kernel = coded.four_bit(
-            self._files[0], self.vectors[: self._base_rows], write=self.directory is not None
+            self._files[0], self.held.first(self._base_rows), write=self.directory is not None
         )
-        if self.num_rows > self._base_rows:
-            kernel.grow(self.vectors)
+        kernel.grow(self.vectors)
         return kernel
+
+    def _kernel_name(self) -> str:
+        return choose(self.num_rows, self.entry.space.dim) if self.wanted is None else self.wanted
 
     def allowed(self, keys: NDArray[np.int64] | None) -> NDArray[np.bool_] | None:
         """Which rows may be found.
@@ -159,7 +167,7 @@ class Resident:
         if (entry.number, entry.space) != (self.entry.number, self.entry.space):
             return False
         changed = schema.changed_since(connection, state, self.token)
-        if changed is None or len(changed) > max(self.num_rows // 2, _SPARE_ROWS):
+        if changed is None or len(changed) > max(self.num_rows // 2, SPARE_ROWS):
             return False
         stored = list(vector_rows.select(connection, entry, changed.tolist()))
         places = np.array(
@@ -167,8 +175,8 @@ class Resident:
         )
         joined = b"".join(one.vector for one in stored)
         vectors = np.frombuffer(joined, dtype="<f2").reshape(len(stored), entry.space.dim)
-        self._apply(state, entry, changed, places, vectors)
-        return self.num_live == entry.num_vectors
+        is_possible = self._apply(state, entry, changed, places, vectors)
+        return is_possible and self.num_live == entry.num_vectors
 
     @property
     def num_live(self) -> int:
@@ -188,8 +196,7 @@ class Resident:
             return False
         none = np.empty((0, entry.space.dim), dtype=np.float16)
         vectors = none if change.vectors is None else change.vectors
-        self._apply(change.state, entry, change.changed, change.places, vectors)
-        return True
+        return self._apply(change.state, entry, change.changed, change.places, vectors)
 
     def _apply(
         self,
@@ -198,20 +205,32 @@ class Resident:
         changed: NDArray[np.int64],
         places: NDArray[np.int64],
         vectors: NDArray[np.float16],
-    ) -> None:
-        """Bring the rows to a state: what changed, and the vectors that this has now."""
+    ) -> bool:
+        """Bring the rows to a state: what changed, and the vectors that this has now.
+
+        Returns:
+            Whether that was possible; not when too many rows of files are void.
+        """
         self.entry, self.token, self.generation = entry, state.token, state.generation
         if not len(changed):
-            return
+            return True
         if self.directory is not None:
             self._unsaved.append(changed)
         self._avoid(changed)
         self._append(places, vectors)
-        self.longest = max(self.longest, longest_vector(vectors))
         if self.void is not None and 4 * int(self.void.sum()) > self.num_rows:
+            if self.held.files:
+                return self.directory is None
             self._drop_void()
+        if self.is_used and self.is_large and self._kernel_name() == "four_bit":
+            self.save()
+        return True
 
     def _avoid(self, keys: NDArray[np.int64]) -> None:
+        is_new = int(keys.min(initial=2**62)) > self._largest_key
+        self._largest_key = max(self._largest_key, int(keys.max(initial=-1)))
+        if is_new:
+            return
         void = _holds(vector_rows.keys_of(self.places), keys)
         if not void.any():
             return
@@ -220,23 +239,19 @@ class Resident:
         self.void = void if self.void is None else self.void | void
 
     def _append(self, places: NDArray[np.int64], vectors: NDArray[np.float16]) -> None:
-        total = self.num_rows + len(places)
-        if total > len(self._places):
-            old_places, old_vectors = self.places, self.vectors
-            self._places, self._vectors = _room(2 * total, self.entry.space.dim)
-            self._places[: self.num_rows] = old_places
-            self._vectors[: self.num_rows] = old_vectors
-        self._places[self.num_rows : total] = places
-        self._vectors[self.num_rows : total] = vectors
-        if self.void is not None:
-            self.void = np.concatenate([self.void, np.zeros(len(places), dtype=bool)])
-        self.num_rows = total
+        self.held.append(places, vectors)
+        self._extend_void()
         if self._kernel is not None and len(places):
             self._grow_kernel(self._kernel)
 
+    def _extend_void(self) -> None:
+        if self.void is not None:
+            more = np.zeros(self.num_rows - len(self.void), dtype=bool)
+            self.void = np.concatenate([self.void, more])
+
     def _grow_kernel(self, kernel: Kernel) -> None:
         """Take new rows into the kernel; by another size another one may be right."""
-        if self.wanted is None and choose(*self.vectors.shape) != kernel.name:
+        if self._kernel_name() != kernel.name:
             self._kernel = None
         else:
             kernel.grow(self.vectors)
@@ -244,12 +259,8 @@ class Resident:
     def _drop_void(self) -> None:
         if self.void is None:
             return
-        live = np.flatnonzero(~self.void)
-        places, vectors = _room(len(live), self.entry.space.dim)
-        places[: len(live)] = self._places[live]
-        vectors[: len(live)] = self._vectors[live]
-        self._places, self._vectors = places, vectors
-        self.num_rows, self.void = len(live), None
+        self.held.keep(np.flatnonzero(~self.void))
+        self.void = None
         self._kernel, self._base_rows = None, 0
 
     # --- derived files ---
@@ -262,7 +273,7 @@ class Resident:
             if codes.files(self.directory):  # of when it was large
                 with contextlib.suppress(OSError):
                     codes.remove_all(self.directory)
-                self._files = []
+                self._files, self._base_rows = [], 0
             return
         keys = np.unique(np.concatenate([*self._unsaved, np.empty(0, np.int64)]))
         rows = np.flatnonzero(_holds(vector_rows.keys_of(self.places), keys))
@@ -272,34 +283,114 @@ class Resident:
         if self._is_small(len(rows)) and behind < _MOST_BEHIND:
             return
         if self._is_fragmented(len(rows)):
-            self._drop_void()
-            segment = self._segment(codes.NOTHING, 0, keys[:0], slice(0, self.num_rows))
+            self._save_all()
         else:
-            last = self._files[-1]
-            segment = self._segment(last.token, last.generation, keys, rows)
-        header = codes.write_segment(self.directory, segment)
+            self._save_more(keys, rows)
+
+    def _save_all(self) -> None:
+        if not self.held.files:
+            self._drop_void()
+        rows = np.arange(self.num_rows) if self.void is None else np.flatnonzero(~self.void)
+        header = self._write(codes.NOTHING, 0, np.empty(0, np.int64), rows)
+        if header is None:
+            return
+        self._files, self._base_rows = [header], len(rows)
+        if self.void is None and self._kernel is not None:
+            coded.write(header, self._kernel)
+        if self.held.files or self._kernel_name() == "four_bit":
+            self._leave_in_file(header)
+
+    def _save_more(self, keys: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
+        last = self._files[-1]
+        header = self._write(last.token, last.generation, keys, rows)
+        if header is None:
+            return
+        self._files.append(header)
+        first = self.num_rows - self.held.num_in_memory
+        if self.held.files and np.array_equal(rows, np.arange(first, self.num_rows)):
+            file = _opened(header, codes.read_numbers(header))
+            if file is not None:
+                self.held.put_aside(file)
+                self._tell_kernel()
+
+    def _leave_in_file(self, header: codes.Header) -> None:
+        """Have the vectors in the file that was just written of them, and not in memory."""
+        numbers = codes.read_numbers(header)
+        file = _opened(header, numbers)
+        if numbers is None or file is None:
+            return
+        self.held = Held(header.dim)
+        self.held.append_file(numbers.places, file)
+        if self.void is not None:
+            self.void = self._kernel = None  # the rows have other numbers now
+        self._tell_kernel()
+
+    def _tell_kernel(self) -> None:
+        """The rows are where they were, but elsewhere in memory or in files."""
+        if self._kernel is not None:
+            try:
+                self._kernel.grow(self.vectors)
+            except LostRowsError:
+                self._kernel = None
+
+    def _write(
+        self, before: bytes, generation: int, keys: NDArray[np.int64], rows: NDArray[np.int64]
+    ) -> codes.Header | None:
+        """Write a file of some rows; from then on all is saved, or nothing ever will be."""
+        if self.directory is None:
+            return None
+        segment = codes.Segment(
+            before=before,
+            token=self.token,
+            generations=(generation, self.generation),
+            keys=keys,
+            dim=self.entry.space.dim,
+            blocks=self._blocks(rows),
+        )
+        try:
+            header = codes.write_segment(self.directory, segment)
+        except LostRowsError:
+            header = None
+            with contextlib.suppress(OSError):
+                codes.remove_all(self.directory)
         if header is None:
             self.directory = None  # it will not be better next time
-            return
-        self._files = [header] if segment.before == codes.NOTHING else [*self._files, header]
-        self._unsaved = []
-        if segment.before == codes.NOTHING:
-            self._base_rows = self.num_rows
-            if self._kernel is not None:
-                coded.write(header, self._kernel)
+        else:
+            self._unsaved = []
+        return header
 
-    def read_file(self, header: codes.Header) -> bool:
-        """Take in one file, for which there must be room; whether it was whole."""
-        total = self.num_rows + header.num_vectors
-        rows = slice(self.num_rows, total)
-        keys = codes.read_segment(header, self._places[rows], self._vectors[rows])
-        if keys is None:
-            return False
-        self._avoid(keys)
-        if self.void is not None:
-            self.void = np.concatenate([self.void, np.zeros(header.num_vectors, dtype=bool)])
-        self.num_rows = total
+    def _blocks(
+        self, rows: NDArray[np.int64]
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float16]]]:
+        size = codes.block_rows(self.entry.space.dim)
+        for start in range(0, len(rows), size):
+            some = rows[start : start + size]
+            yield self.places[some], self.vectors[some]
+
+    def read_file(self, header: codes.Header, *, in_files: bool) -> bool:
+        """Take in one file, or where its rows are; whether it was whole, as far as was read."""
+        if in_files:
+            numbers = codes.read_numbers(header)
+            file = _opened(header, numbers)
+            if numbers is None or file is None:
+                return False
+            self._avoid(numbers.keys)
+            self.held.append_file(numbers.places, file)
+        else:
+            places, vectors = self.held.add_room(header.num_vectors)
+            numbers = codes.read_segment(header, vectors)
+            if numbers is None:
+                return False
+            places[:] = 0  # of no item, so that they are not void
+            self._extend_void()
+            self._avoid(numbers.keys)
+            places[:] = numbers.places
+        self._extend_void()
         return True
+
+    def know_keys(self) -> None:
+        """Note the greatest key, so that greater ones are known to be new."""
+        self._largest_key = int(vector_rows.keys_of(self.places).max(initial=-1))
 
     def _is_saved(self) -> bool:
         return bool(self._files) and self._files[-1].token == self.token
@@ -311,19 +402,6 @@ class Resident:
         """Whether one file for all is better than one more file."""
         later = num_more + sum(file.num_vectors for file in self._files[1:])
         return not 0 < len(self._files) < _MOST_FILES or 2 * later > self._files[0].num_vectors
-
-    def _segment(
-        self, before: bytes, generation: int, keys: NDArray[np.int64], rows: Any
-    ) -> codes.Segment:
-        return codes.Segment(
-            before=before,
-            token=self.token,
-            generations=(generation, self.generation),
-            keys=keys,
-            places=self.places[rows],
-            vectors=self.vectors[rows],
-            longest=self.longest,
-        )
 
 
 def nothing(space: Space) -> Resident:
@@ -342,17 +420,13 @@ def begun(
         token: The state.
         kernel: As of `load`.
     """
-    places, vectors = _room(0, entry.space.dim)
     return Resident(
         directory=directory,
         entry=entry,
         token=token,
         generation=0,
+        held=Held(entry.space.dim),
         wanted=kernel,
-        num_rows=0,
-        longest=0.0,
-        _places=places,
-        _vectors=vectors,
     )
 
 
@@ -364,8 +438,9 @@ def load(
     *,
     read_only: bool,
     kernel: str | None = None,
+    use_files: bool = True,
 ) -> Resident:
-    """Read the vectors of the active space.
+    """Have the vectors of the active space at hand.
 
     Args:
         connection: In the transaction that `state` and `entry` were read in.
@@ -374,59 +449,88 @@ def load(
         directory: Folder of the index.
         read_only: Whether no files may be written there.
         kernel: Name of the kernel that is wanted; None to go by size.
+        use_files: Whether files that there are may be read.
 
     Raises:
         DamageError: A row of the database is not what was written.
     """
     writable = None if read_only else directory
-    found = _from_files(directory, writable, entry)
-    if found is not None and found.catch_up(connection, state, entry):
-        found.wanted = kernel
-        return found
-    places, vectors = _room(entry.num_vectors, entry.space.dim)
-    out = places[: entry.num_vectors], vectors[: entry.num_vectors]
-    vector_rows.read_all(connection, entry, out)
+    dim = entry.space.dim
+    name = choose(entry.num_vectors, dim) if kernel is None else kernel
+    in_files = name == "four_bit"
+    if use_files:
+        found = _from_files(directory, writable, entry, in_files=in_files)
+        if found is not None and found.catch_up(connection, state, entry):
+            found.wanted = kernel
+            return found
+        found = None  # its memory first
+    if in_files and writable is not None and entry.num_vectors * dim * 2 >= WORTH_A_FILE_BYTES:
+        found = _through_file(connection, state, entry, writable)
+        if found is not None:
+            found.wanted = kernel
+            return found
+    held = Held(dim)
+    vector_rows.read_all(connection, entry, held.add_room(entry.num_vectors))
     return Resident(
         directory=writable,
         entry=entry,
         token=state.token,
         generation=state.generation,
-        num_rows=entry.num_vectors,
-        longest=longest_vector(out[1]),
+        held=held,
         wanted=kernel,
-        _places=places,
-        _vectors=vectors,
+        _largest_key=state.next_key,
     )
 
 
-def _from_files(directory: Path, writable: Path | None, entry: SpaceRow) -> Resident | None:
+def _from_files(
+    directory: Path, writable: Path | None, entry: SpaceRow, *, in_files: bool
+) -> Resident | None:
     """The latest state that the files hold whole, if any."""
     headers = codes.chain(directory, entry.space.dim)
-    if not headers:
-        return None
-    places, vectors = _room(sum(header.num_vectors for header in headers), entry.space.dim)
+    return _of_headers(headers, writable, entry, in_files=in_files) if headers else None
+
+
+def _of_headers(
+    headers: list[codes.Header], writable: Path | None, entry: SpaceRow, *, in_files: bool
+) -> Resident | None:
     found = Resident(
         directory=writable,
         entry=entry,
         token=headers[-1].token,
         generation=headers[-1].generation,
-        num_rows=0,
-        longest=headers[-1].longest,
-        _places=places,
-        _vectors=vectors,
+        held=Held(entry.space.dim),
         _files=headers,
         _base_rows=headers[0].num_vectors,
+        _largest_key=vector_rows.MAX_KEY,
     )
-    for header in headers:
-        if not found.read_file(header):
-            return None
+    if not all(found.read_file(header, in_files=in_files) for header in headers):
+        return None
+    found.know_keys()
     return found
 
 
-def _room(rows: int, dim: int) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
-    """Arrays with some rows to spare; memory that is never written costs nothing."""
-    count = rows + rows // 8 + _SPARE_ROWS
-    return np.empty(count, dtype=np.int64), np.empty((count, dim), dtype="<f2")
+def _through_file(
+    connection: sqlite3.Connection, state: State, entry: SpaceRow, directory: Path
+) -> Resident | None:
+    """Copy the vectors from the database into a file and leave them there; None if it cannot be."""
+    dim = entry.space.dim
+    segment = codes.Segment(
+        before=codes.NOTHING,
+        token=state.token,
+        generations=(0, state.generation),
+        dim=dim,
+        blocks=vector_rows.read_blocks(connection, entry, codes.block_rows(dim)),
+    )
+    header = codes.write_segment(directory, segment)
+    return None if header is None else _of_headers([header], directory, entry, in_files=True)
+
+
+def _opened(header: codes.Header, numbers: codes.Numbers | None) -> RowFile | None:
+    if numbers is None:
+        return None
+    with contextlib.suppress(OSError):
+        return RowFile(header, numbers.crcs)
+    return None
 
 
 def _holds(keys_N: NDArray[np.int64], keys: NDArray[np.int64]) -> NDArray[np.bool_]:

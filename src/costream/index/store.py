@@ -35,6 +35,7 @@ from costream.index import (
 from costream.index.answering import Hit
 from costream.index.check import Batch
 from costream.index.filters import Filter
+from costream.index.held import LostRowsError
 from costream.index.records import IndexStats, Item, Moment, SpaceEntry
 from costream.index.resident import Resident
 from costream.index.schema import SpaceRow, State
@@ -68,6 +69,7 @@ class Index:
         self._session = session
         self._kernel = kernel
         self._resident: Resident | None = None
+        self._use_files = True
         self._answers = answering.Answers()
         self._watch = Watch(self._present_kernel)
 
@@ -281,6 +283,13 @@ class Index:
             SpaceMismatch: The index holds vectors of another space.
             DataError: The index is closed or damaged.
         """
+        try:
+            return self._sample(count, seed, space)
+        except LostRowsError:
+            self._distrust_files()
+            return self._sample(count, seed, space)
+
+    def _sample(self, count: int, seed: int, space: Space) -> NDArray[np.float32]:
         with self._session.reading() as connection:
             state = schema.read_state(connection)
             return self._loaded(connection, state, space).sample(count, seed)
@@ -339,8 +348,11 @@ class Index:
                 if entry is None:
                     return
                 loaded = self._loaded(connection, schema.read_state(connection), entry.space)
-            loaded.save()
-            loaded.kernel()
+            try:
+                loaded.save()
+                loaded.kernel()
+            except LostRowsError:
+                self._distrust_files()
 
     # --- changes ---
 
@@ -518,6 +530,15 @@ class Index:
             NumericalError: A query is not finite, or zero.
         """
         _check_top(top)
+        try:
+            return self._search(vectors, space, top, where, group=group)
+        except LostRowsError:
+            self._distrust_files()
+            return self._search(vectors, space, top, where, group=group)
+
+    def _search(
+        self, vectors: NDArray[Any], space: Space, top: int, where: Filter | None, *, group: bool
+    ) -> Ranking:
         with self._session.reading() as connection:
             state = schema.read_state(connection)
             loaded = self._loaded(connection, state, space)
@@ -673,8 +694,18 @@ class Index:
                 self.directory,
                 read_only=self.read_only,
                 kernel=self._kernel,
+                use_files=self._use_files,
             )
         return self._resident
+
+    def _distrust_files(self) -> None:
+        """Have everything from the database after a derived file turned out to be damaged."""
+        with self._session.lock:
+            self._resident = None
+            try:
+                codes.remove_all(self.directory)
+            except OSError:
+                self._use_files = False
 
     def _begin(self, change: Change) -> None:
         """Keep what is added to an empty index in memory, to be searched without reading it."""
@@ -694,7 +725,7 @@ class Index:
             with self._session.lock:
                 kept = self._resident
                 if kept is not None and (
-                    not kept.take_in(change) or (not kept.is_used and kept.is_large)
+                    not _taken_in(kept, change) or (not kept.is_used and kept.is_large)
                 ):
                     self._resident = None
 
@@ -725,6 +756,13 @@ class Index:
 def _active(connection: sqlite3.Connection) -> SpaceRow | None:
     entries = schema.read_spaces(connection)
     return entries[0] if entries else None
+
+
+def _taken_in(kept: Resident, change: Change) -> bool:
+    try:
+        return kept.take_in(change)
+    except LostRowsError:  # the change is durable all the same; who searches reads anew
+        return False
 
 
 def _check_top(top: int) -> None:

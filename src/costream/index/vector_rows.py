@@ -204,18 +204,40 @@ def read_all(
         DamageError: A row is not what was written, or not all are there.
     """
     places_M, vectors_MD = out
+    done = 0
+    for places, vectors in read_blocks(connection, entry, _CHUNK):
+        part = slice(done, done + len(places))
+        if part.stop <= len(places_M):
+            places_M[part], vectors_MD[part] = places, vectors
+        done = part.stop
+
+
+def read_blocks(
+    connection: sqlite3.Connection, entry: SpaceRow, size: int
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float16]]]:
+    """Read every vector of one space in the order of their places, so many at a time.
+
+    Args:
+        connection: In a transaction.
+        entry: The space.
+        size: Rows of a block.
+
+    Yields:
+        Places int64 and vectors float16 of a block; only the last one can be smaller.
+
+    Raises:
+        DamageError: A row is not what was written, or not all are there.
+    """
     cursor = connection.execute(f"{_SELECT} BETWEEN ? AND ? ORDER BY place", _ends(entry.number))
     done = 0
-    while rows := cursor.fetchmany(_CHUNK):
-        if done + len(rows) <= len(places_M):
-            _refuse_others(rows, entry.space)
-            part = slice(done, done + len(rows))
-            places_M[part] = [row[0] for row in rows]
-            joined = b"".join([row[3] for row in rows])
-            vectors_MD[part] = np.frombuffer(joined, dtype="<f2").reshape(len(rows), -1)
+    while rows := cursor.fetchmany(size):
+        _refuse_others(rows, entry.space)
+        joined = b"".join([row[3] for row in rows])
+        vectors = np.frombuffer(joined, dtype="<f2").reshape(len(rows), -1)
+        yield np.array([row[0] for row in rows], dtype=np.int64), vectors
         done += len(rows)
-    if done != len(places_M):
-        raise DamageError(f"it has {done} vectors, expected {len(places_M)}")
+    if done != entry.num_vectors:
+        raise DamageError(f"it has {done} vectors, expected {entry.num_vectors}")
 
 
 def check_all(connection: sqlite3.Connection, entry: SpaceRow) -> set[int]:

@@ -100,7 +100,7 @@ class Watch:
     def close(self) -> None:
         """End the background work, after the pass that is under way."""
         with self._change:
-            background, self._background = self._background, None
+            background, self._background, self._kernel = self._background, None, None
         if background is not None:
             background.close()
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from costream.errors import DataError
 from costream.scoring.kernels.exact import exactly
 from costream.scoring.kernels.protocol import Kernel
 
@@ -257,7 +258,10 @@ class BackgroundAudit:
             started = time.monotonic()
             kernel = self._kernel_of()
             if kernel is not None and not kernel.exact:
-                self._audit.run(kernel, budget_s=self._pause_s, allowed_of=self._allowed_of)
+                try:
+                    self._audit.run(kernel, budget_s=self._pause_s, allowed_of=self._allowed_of)
+                except DataError:  # rows in a damaged file; who asks for them gets them anew
+                    self._audit.forget()
                 deepen_if_needed(kernel, self._audit, self._target)
             spent_s = time.monotonic() - started
             wait_s = max(self._pause_s, spent_s * (1 / self._share - 1))

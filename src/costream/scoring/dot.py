@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from costream.errors import ConfigError, DataError, NumericalError
+from costream.scoring.matrix import Matrix
 
 # Rows a block: its float32 copy (4 MB at 256 dimensions) stays in the processor's cache.
 BLOCK_ROWS = 4096
@@ -108,7 +109,7 @@ class ExactScan:
         ([0, 2], [1.0, 1.0])
     """
 
-    vectors_ND: NDArray[np.float16]
+    vectors_ND: Matrix
     longest: float | None = None
     cosine: bool = False
     _inverse_N: NDArray[np.float32] | None = field(default=None, init=False, repr=False)
@@ -197,7 +198,7 @@ class ExactScan:
         held = (self._wide_ND, self._inverse_N)
         return sum(array.nbytes for array in held if array is not None)
 
-    def grown(self, vectors_ND: NDArray[np.float16]) -> ExactScan:
+    def grown(self, vectors_ND: Matrix) -> ExactScan:
         """The scan of more rows, of which the first are those of this one."""
         made = ExactScan(vectors_ND, cosine=self.cosine)
         new_MD = vectors_ND[len(self.vectors_ND) :]
@@ -337,7 +338,7 @@ def _flushes_denormals() -> bool:
     return bool((_SMALLEST * np.float32(2.0**112))[0] == 0)
 
 
-def longest_vector(vectors_ND: NDArray[np.float16]) -> float:
+def longest_vector(vectors_ND: Matrix) -> float:
     """Length of the longest row, rounded up a little; 0 when there is none."""
     num_rows, dim = vectors_ND.shape
     buffer = np.empty((min(BLOCK_ROWS, num_rows), dim), dtype=np.float32)
@@ -350,7 +351,7 @@ def longest_vector(vectors_ND: NDArray[np.float16]) -> float:
     return longest
 
 
-def inverse_lengths(vectors_ND: NDArray[np.float16]) -> NDArray[np.float32]:
+def inverse_lengths(vectors_ND: Matrix) -> NDArray[np.float32]:
     """One over the length of each row, float32 (N,).
 
     Raises:

@@ -11,11 +11,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from importlib.util import find_spec
 
-import numpy as np
-from numpy.typing import NDArray
-
 from costream.errors import ConfigError
 from costream.scoring.kernels.protocol import Kernel, Metric
+from costream.scoring.matrix import Matrix
 
 # Kernel to the package that it needs and the extra that brings it.
 _NEEDS = {"exact": ("numpy", ""), "four_bit": ("turbovec", "fast"), "graph": ("usearch", "graph")}
@@ -70,9 +68,7 @@ def check_kernel(name: str) -> None:
         )
 
 
-def build(
-    vectors_ND: NDArray[np.float16], *, kernel: str | None = None, metric: Metric = "dot"
-) -> Kernel:
+def build(vectors_ND: Matrix, *, kernel: str | None = None, metric: Metric = "dot") -> Kernel:
     """Make a kernel over a matrix of vectors.
 
     Args:
@@ -88,7 +84,7 @@ def build(
         ConfigError: There is no kernel of that name, or its package is not installed.
         DataError: The matrix has another form.
     """
-    name = choose(*vectors_ND.shape) if kernel is None else kernel
+    name = choose(len(vectors_ND), vectors_ND.shape[1]) if kernel is None else kernel
     check_kernel(name)
     # Imported here because each brings its own package.
     if name == "four_bit":

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from costream.scoring.dot import ExactScan, unit_queries
 from costream.scoring.kernels.protocol import Found, Metric
 from costream.scoring.kernels.rows import Rows
+from costream.scoring.matrix import Matrix
 
 if TYPE_CHECKING:
     from costream.scoring.kernels.int8 import Int8Pass
@@ -61,7 +62,7 @@ class ExactKernel:
     name = "exact"
     exact = True
 
-    def __init__(self, vectors_ND: NDArray[np.float16], metric: Metric = "dot") -> None:
+    def __init__(self, vectors_ND: Matrix, metric: Metric = "dot") -> None:
         rows = Rows(vectors_ND=vectors_ND, metric=metric)
         self._state = _State(rows=rows, scan=ExactScan(vectors_ND, cosine=metric == "cosine"))
         self._num_passes = 0
@@ -126,7 +127,7 @@ class ExactKernel:
                     state = self._state = replace(state, low=Int8Pass.of(state.rows))
         return state
 
-    def grow(self, vectors_ND: NDArray[np.float16]) -> None:
+    def grow(self, vectors_ND: Matrix) -> None:
         """Take in rows that were added; see `Kernel.grow`."""
         with self._change:
             state = self._state

@@ -29,6 +29,7 @@ from costream.errors import ConfigError
 from costream.scoring.dot import BLOCK_QUERIES, ExactScan, unit_queries, widen
 from costream.scoring.kernels.protocol import Found, Metric
 from costream.scoring.kernels.rows import Rows
+from costream.scoring.matrix import Matrix
 
 # turbovec searches in stages, of which the first compares signs only: what is proposed beyond what
 # is wanted makes up for what that stage gets wrong.
@@ -52,7 +53,7 @@ class FourBitKernel:
     """The best rows of each query, nearly always all of them.
 
     Args:
-        vectors_ND: float16 (N, D), finite, no row zero; in memory or mapped from a file.
+        vectors_ND: float16 (N, D), finite, no row zero; in memory or in files.
         metric: How a pair is scored.
         codes: Codes of exactly these rows, made before; None to make them.
 
@@ -68,7 +69,7 @@ class FourBitKernel:
 
     def __init__(
         self,
-        vectors_ND: NDArray[np.float16],
+        vectors_ND: Matrix,
         metric: Metric = "dot",
         *,
         codes: Codes | None = None,
@@ -122,7 +123,7 @@ class FourBitKernel:
                 near.extend(codes.near(rows, part_QD, top, num, findable_N, num_findable))
         return rows.decide(queries_QD, near, top, order_N)
 
-    def grow(self, vectors_ND: NDArray[np.float16]) -> None:
+    def grow(self, vectors_ND: Matrix) -> None:
         """Take in rows that were added; see `Kernel.grow`."""
         with self._change:
             rows, codes = self._state[0].grown(vectors_ND), self._state[1]

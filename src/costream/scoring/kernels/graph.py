@@ -22,6 +22,7 @@ from costream.errors import ConfigError
 from costream.scoring.dot import ExactScan, longest_vector, unit_queries
 from costream.scoring.kernels.protocol import Found, Metric
 from costream.scoring.kernels.rows import Rows
+from costream.scoring.matrix import Matrix
 
 # Neighbours a row, and rows looked at when one is added and when one is searched for.
 NEIGHBOURS, LOOKED_AT_ADDING, LOOKED_AT = 16, 128, 512
@@ -54,7 +55,7 @@ class GraphKernel:
     name = "graph"
     exact = False
 
-    def __init__(self, vectors_ND: NDArray[np.float16], metric: Metric = "dot") -> None:
+    def __init__(self, vectors_ND: Matrix, metric: Metric = "dot") -> None:
         self.depth = 1.0
         self._change = threading.Lock()
         # One assignment, so that a search in another thread sees all of it or nothing.
@@ -100,7 +101,7 @@ class GraphKernel:
             near.append(near_M)
         return rows.decide(queries_QD, near, top, order_N)
 
-    def grow(self, vectors_ND: NDArray[np.float16]) -> None:
+    def grow(self, vectors_ND: Matrix) -> None:
         """Take in rows that were added; see `Kernel.grow`."""
         with self._change:
             state = self._state
@@ -193,7 +194,7 @@ class _State:
         return rows_M if findable_N is None else rows_M[findable_N[rows_M]]
 
 
-def _checked_longest(vectors_ND: NDArray[np.float16]) -> float:
+def _checked_longest(vectors_ND: Matrix) -> float:
     """Length of the longest row.
 
     Raises:

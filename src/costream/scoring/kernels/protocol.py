@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from costream.scoring.kernels.rows import Rows
+    from costream.scoring.matrix import Matrix
 
 # How a pair is scored: dot product, or dot product divided by both lengths.
 Metric = Literal["dot", "cosine"]
@@ -79,7 +80,7 @@ class Kernel(Protocol):
             NumericalError: A query is not finite, or too short or long to be scored.
         """
 
-    def grow(self, vectors_ND: NDArray[np.float16]) -> None:
+    def grow(self, vectors_ND: Matrix) -> None:
         """Take in rows that were added.
 
         Args:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from costream.errors import ConfigError, DataError
 from costream.scoring.dot import pair_scores
 from costream.scoring.kernels.protocol import Found, Metric
+from costream.scoring.matrix import Matrix
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -22,13 +23,13 @@ class Rows:
     """One state of the truth; a change makes another, so that searches under way see one state.
 
     Attributes:
-        vectors_ND: float16 (N, D), finite, no row zero.
+        vectors_ND: float16 (N, D), finite, no row zero; in memory or in files.
         metric: How a pair is scored.
         alive_N: bool (N,), False for removed rows; None while there are none.
         num_removed: How many are False.
     """
 
-    vectors_ND: NDArray[np.float16]
+    vectors_ND: Matrix
     metric: Metric = "dot"
     alive_N: NDArray[np.bool_] | None = None
     num_removed: int = 0
@@ -46,7 +47,7 @@ class Rows:
     def __len__(self) -> int:
         return len(self.vectors_ND)
 
-    def grown(self, vectors_ND: NDArray[np.float16]) -> Rows:
+    def grown(self, vectors_ND: Matrix) -> Rows:
         """The state with more rows.
 
         Raises:

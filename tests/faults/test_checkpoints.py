@@ -132,7 +132,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     state = load_file(part / "checkpoints" / "step-00000004" / "state.safetensors")
     assert state["states/0.queue.filled"] == 10
     assert state["states/0.filter.seen"] == 48
-    assert {"random/cpu", "average/updates", "objectives/0.log_temperature"} <= set(state)
+    assert {"random/cpu", "average/updates", "objectives/0.temperature.log"} <= set(state)
     go(part, resume=True)
     assert final(part) == final(uninterrupted)
     assert losses_of(part) == losses_of(uninterrupted)

@@ -468,7 +468,7 @@ def test_nothing_kept_is_loss_0_with_zero_gradients() -> None:
     total = objective.loss(model, batch, model.features(batch), state).total
     total.backward()
     assert float(total) == 0.0
-    for weight in (model.image, model.text, objective.log_temperature):
+    for weight in (model.image, model.text, objective.temperature.log):
         assert weight.grad is not None
         assert torch.equal(weight.grad, torch.zeros_like(weight))
 
@@ -519,7 +519,7 @@ def test_alignment_does_not_train_the_temperature(in_batch: Any) -> None:
     batch = planted_batch(range(3))
     total = objective.loss(model, batch, model.features(batch), state).total
     total.backward()
-    assert objective.log_temperature.grad is None or objective.log_temperature.grad == 0.0
+    assert objective.temperature.log.grad is None or objective.temperature.log.grad == 0.0
     assert model.image.grad.abs().sum() > 0
 
 
@@ -532,7 +532,7 @@ def test_contrast_trains_the_temperature_beside_alignment(in_batch: Any) -> None
         model, objective, state = scene.start(config)
         batch = planted_batch(range(3))
         objective.loss(model, batch, model.features(batch), state).total.backward()
-        gradients.append(float(objective.log_temperature.grad))
+        gradients.append(float(objective.temperature.log.grad))
     assert math.isfinite(gradients[0])
     assert gradients[0] != 0.0
     assert gradients[1] == pytest.approx(gradients[0], abs=1e-7)
@@ -542,13 +542,13 @@ def test_a_learned_temperature_stays_in_its_range_and_a_fixed_one_as_it_is() -> 
     scene = Scene.random(pairs=2, columns=2)
     model, objective, state = scene.start(replace(PAIRS_ONLY, learn_temperature=True))
     for wild, kept in ((-100.0, 0.01), (100.0, 0.5)):
-        objective.log_temperature.data.fill_(wild)
+        objective.temperature.log.data.fill_(wild)
         objective.after_step(model, state)
-        assert math.exp(float(objective.log_temperature)) == pytest.approx(kept)
+        assert math.exp(float(objective.temperature.log)) == pytest.approx(kept)
     model, objective, state = scene.start(replace(PAIRS_ONLY, temperature=1.0))
-    assert not objective.log_temperature.requires_grad
+    assert not objective.temperature.log.requires_grad
     objective.after_step(model, state)
-    assert math.exp(float(objective.log_temperature)) == 1.0
+    assert math.exp(float(objective.temperature.log)) == 1.0
 
 
 # --- momentum towers ---

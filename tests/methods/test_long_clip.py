@@ -371,13 +371,13 @@ def test_other_texts_of_the_same_picture_are_no_negatives() -> None:
 
 def test_the_scale_trains_from_a_hundred_without_bound() -> None:
     objective = LongClipObjective(Config())
-    assert float(objective.log_scale.detach().exp()) == pytest.approx(100.0, rel=1e-5)
+    assert float(objective.temperature.inverse()) == pytest.approx(100.0, rel=1e-5)
     image = rows_of(6, 6).requires_grad_()
     found = objective.loss(
         clip_like(), batch_of(6), features_of(image, image, image), torch.nn.Module()
     )
     found.total.backward()  # type: ignore[no-untyped-call]
-    assert objective.log_scale.grad is not None and image.grad is not None
+    assert objective.temperature.log.grad is not None and image.grad is not None
     assert torch.isfinite(image.grad).all()
 
 

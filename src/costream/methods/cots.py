@@ -62,6 +62,7 @@ from costream.objectives.gather import (
 )
 from costream.objectives.masking import block_mask, mask_words
 from costream.objectives.momentum import PairedQueue, follow, momentum_copy
+from costream.objectives.temperature import Temperature
 from costream.parts import Base, Parts, Training
 from costream.records import Batch, Features
 
@@ -283,8 +284,11 @@ class CotsObjective(nn.Module):
         self.config = config
         self.tokenizer = tokenizer
         self.words = words
-        self.log_temperature = nn.Parameter(
-            torch.tensor(config.temperature).log(), requires_grad=config.learn_temperature
+        self.temperature = Temperature(
+            config.temperature,
+            least=LEAST_TEMPERATURE,
+            greatest=GREATEST_TEMPERATURE,
+            trains=config.learn_temperature,
         )
         dim = model.config.dim
         self.patch_head: PatchHead | None = None
@@ -302,11 +306,7 @@ class CotsObjective(nn.Module):
     def after_step(self, model: DualEncoder, state: nn.Module) -> None:
         """Let the momentum towers follow, and keep the temperature in its range."""
         follow(_own(state).momentum, model, self.config.momentum)
-        if self.config.learn_temperature:
-            with torch.no_grad():
-                self.log_temperature.clamp_(
-                    math.log(LEAST_TEMPERATURE), math.log(GREATEST_TEMPERATURE)
-                )
+        self.temperature.clamp()
 
     def loss(
         self,
@@ -403,7 +403,7 @@ class CotsObjective(nn.Module):
             t2i = pair_scores(queries.text, key_image, queue_image, inverse)
             return i2t.masked_fill(absent, -math.inf), t2i.masked_fill(absent, -math.inf)
 
-        inverse = torch.exp(-self.log_temperature)
+        inverse = self.temperature.inverse()
         both = scores(online, inverse)
         parts: dict[str, Tensor] = {}
         if config.contrast > 0:
@@ -427,7 +427,7 @@ class CotsObjective(nn.Module):
         self, online: _Pass, own: Tensor, groups: Tensor, untrusted: Tensor, weight: Tensor
     ) -> Tensor:
         related = groups[:, None] == gather_rows(groups)[None, :]
-        inverse = torch.exp(-self.log_temperature)
+        inverse = self.temperature.inverse()
         nothing = online.image.new_zeros(0, online.image.shape[1])
         all_image = gather_rows_with_gradient(online.image)
         all_text = gather_rows_with_gradient(online.text)

@@ -61,6 +61,7 @@ from costream.objectives.gather import (
     rank,
     world_size,
 )
+from costream.objectives.temperature import Temperature
 from costream.parts import Base, Parts
 from costream.records import Batch, Features, Space
 
@@ -259,7 +260,7 @@ class FilipObjective(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        self.log_temperature = nn.Parameter(torch.tensor(math.log(config.temperature)))
+        self.temperature = Temperature(config.temperature, least=_LEAST, greatest=_GREATEST)
 
     def init_state(self, model: DualEncoder) -> nn.Module:
         """Nothing is carried from step to step."""
@@ -267,8 +268,7 @@ class FilipObjective(nn.Module):
 
     def after_step(self, model: DualEncoder, state: nn.Module) -> None:
         """Keep the temperature in its range."""
-        with torch.no_grad():
-            self.log_temperature.clamp_(math.log(_LEAST), math.log(_GREATEST))
+        self.temperature.clamp()
 
     def loss(
         self,
@@ -305,7 +305,7 @@ class FilipObjective(nn.Module):
         absent = (gather_rows(weight) <= 0) & ~functional.one_hot(own, related.shape[1]).bool()
 
         def rows(scores: Tensor) -> Tensor:
-            scaled = (scores / self.log_temperature.exp()).masked_fill(absent, -math.inf)
+            scaled = (scores * self.temperature.inverse()).masked_fill(absent, -math.inf)
             return contrast_rows(scaled, own, related, self.config.siblings)
 
         i2t = _scores(kept_images, kept_texts).repeat_interleave(captions, dim=0)
@@ -316,7 +316,7 @@ class FilipObjective(nn.Module):
         }
         total = (parts["image_to_text"] + parts["text_to_image"]) / 2
         log = {name: value.detach() for name, value in parts.items()}
-        log["temperature"] = self.log_temperature.detach().exp()
+        log["temperature"] = self.temperature.value()
         return Losses(total=total, parts=log)
 
     def _pruned(

@@ -58,6 +58,7 @@ from costream.config import Range
 from costream.errors import ConfigError, NumericalError
 from costream.objectives import Losses
 from costream.objectives.gather import gather_rows, gather_rows_with_gradient, mean_across, rank
+from costream.objectives.temperature import Temperature
 from costream.parts import Base, Parts
 from costream.records import Batch, Features, Sample
 
@@ -290,7 +291,7 @@ class LongClipObjective(nn.Module):
         if config.long_weight == 0 and config.short_weight == 0:
             raise ConfigError("both losses have weight 0", hint="give one of them a weight")
         self.config = config
-        self.log_scale = nn.Parameter(torch.tensor(config.scale).log())
+        self.temperature = Temperature(1 / config.scale)
 
     def init_state(self, model: DualEncoder) -> nn.Module:
         """Nothing is carried from step to step."""
@@ -365,7 +366,7 @@ class LongClipObjective(nn.Module):
         )
         with torch.autocast(text.device.type, enabled=False):
             for queries, keys in pairs:
-                scores = self.log_scale.exp() * (queries.float() @ keys.float().T)
+                scores = self.temperature.inverse() * (queries.float() @ keys.float().T)
                 rows = rows + smoothed_rows(scores, own, absent, self.config.smoothing) / 2
         return mean_across(rows, weight)
 

@@ -45,6 +45,7 @@ from costream.encoders.dual import DualEncoder
 from costream.errors import ConfigError, DataError
 from costream.objectives import Losses
 from costream.objectives.gather import gather_rows, gather_rows_with_gradient, mean_across, rank
+from costream.objectives.temperature import Temperature
 from costream.parts import Base, Parts, System
 from costream.records import Batch, Features, Report, Sample
 
@@ -110,7 +111,9 @@ class OneToK(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        self.log_temperature = nn.Parameter(torch.tensor(config.temperature).log())
+        self.temperature = Temperature(
+            config.temperature, least=LEAST_TEMPERATURE, greatest=GREATEST_TEMPERATURE
+        )
 
     def init_state(self, model: DualEncoder) -> nn.Module:
         """Nothing is carried from step to step."""
@@ -120,9 +123,7 @@ class OneToK(nn.Module):
     def after_step(self, model: DualEncoder, state: nn.Module) -> None:
         """Keep the temperature in its range."""
         del model, state
-        with torch.no_grad():
-            low, high = np.log([LEAST_TEMPERATURE, GREATEST_TEMPERATURE])
-            self.log_temperature.clamp_(float(low), float(high))
+        self.temperature.clamp()
 
     def loss(
         self,
@@ -136,7 +137,7 @@ class OneToK(nn.Module):
         image = features["image"].pooled.float()
         text = texts_by_picture(features, self.config.languages, len(image))
         each = text.shape[1]
-        scale = torch.exp(-self.log_temperature)
+        scale = self.temperature.inverse()
         with torch.autocast(image.device.type, enabled=False):
             all_image = gather_rows_with_gradient(image)
             all_text = gather_rows_with_gradient(text.float()).flatten(0, 1)

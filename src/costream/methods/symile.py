@@ -32,7 +32,6 @@ not.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -48,6 +47,7 @@ from costream.encoders.dual import DualEncoder
 from costream.errors import ConfigError
 from costream.objectives import Losses
 from costream.objectives.gather import gather_rows, gather_rows_with_gradient, mean_across, rank
+from costream.objectives.temperature import Temperature
 from costream.parts import Base, Parts
 from costream.records import Batch, Features
 
@@ -146,7 +146,7 @@ class Symile(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        self.log_scale = nn.Parameter(torch.tensor(math.log(config.scale)))
+        self.temperature = Temperature(1 / config.scale, least=1 / _GREATEST_SCALE)
 
     def init_state(self, model: DualEncoder) -> nn.Module:
         """Nothing is carried from step to step."""
@@ -156,8 +156,7 @@ class Symile(nn.Module):
     def after_step(self, model: DualEncoder, state: nn.Module) -> None:
         """Hold the scale below 100."""
         del model, state
-        with torch.no_grad():
-            self.log_scale.clamp_(max=math.log(_GREATEST_SCALE))
+        self.temperature.clamp()
 
     def loss(
         self,
@@ -200,7 +199,7 @@ class Symile(nn.Module):
             scores = anchor_scores(anchor[mine], others, orders, place[mine])
             terms.append(
                 functional.cross_entropy(
-                    scores * self.log_scale.exp(), place[mine], reduction="none"
+                    scores * self.temperature.inverse(), place[mine], reduction="none"
                 )
             )
         return losses.masked_scatter(mine, torch.stack(terms).mean(dim=0))

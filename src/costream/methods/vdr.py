@@ -67,6 +67,7 @@ from costream.objectives.gather import (
     rank,
     world_size,
 )
+from costream.objectives.temperature import Temperature
 from costream.parts import Base, Parts
 from costream.records import Batch, Features, Report, Space
 
@@ -389,7 +390,7 @@ class VdrObjective(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        self.log_temperature = nn.Parameter(torch.tensor(math.log(config.temperature)))
+        self.temperature = Temperature(config.temperature, least=_LEAST, greatest=_GREATEST)
 
     def init_state(self, model: DualEncoder) -> nn.Module:
         """Nothing is carried from step to step."""
@@ -397,8 +398,7 @@ class VdrObjective(nn.Module):
 
     def after_step(self, model: DualEncoder, state: nn.Module) -> None:
         """Keep the temperature in its range."""
-        with torch.no_grad():
-            self.log_temperature.clamp_(math.log(_LEAST), math.log(_GREATEST))
+        self.temperature.clamp()
 
     def loss(
         self,
@@ -424,7 +424,7 @@ class VdrObjective(nn.Module):
             parts["bag"] = self._bag_contrast(bags, images, batch.groups, weight)
         total = sum(parts.values(), weight.new_zeros(())) / len(parts)
         log = {name: value.detach() for name, value in parts.items()}
-        log["temperature"] = self.log_temperature.detach().exp()
+        log["temperature"] = self.temperature.value()
         return Losses(total=total, parts=log)
 
     def bags(self, ids: Tensor, mask: Tensor, columns: Tensor, count: int) -> Tensor:
@@ -457,16 +457,16 @@ class VdrObjective(nn.Module):
         at_own = functional.one_hot(own, count * world_size()).bool()
         related = mine[:, None] == gather_rows(mine)[None, :]
         absent = (related | (gather_rows(weight) <= 0)) & ~at_own
-        scale = self.log_temperature.exp()
+        scale = self.temperature.inverse()
         forward = queries @ gather_rows_with_gradient(items).T
         backward = items @ gather_rows_with_gradient(queries).T
         if less_own is not None:
             forward = forward - at_own * less_own[:, None]
             backward = backward - at_own * less_own[:, None]
         rows = symmetric(
-            (forward / scale).masked_fill(absent, -math.inf),
+            (forward * scale).masked_fill(absent, -math.inf),
             own,
-            (backward / scale).masked_fill(absent, -math.inf),
+            (backward * scale).masked_fill(absent, -math.inf),
         )
         return mean_across(rows, weight)
 

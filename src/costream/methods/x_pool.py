@@ -47,6 +47,7 @@ from costream.errors import ConfigError
 from costream.objectives import Losses
 from costream.objectives.contrast import contrast_rows
 from costream.objectives.gather import gather_rows, gather_rows_with_gradient, mean_across, rank
+from costream.objectives.temperature import Temperature
 from costream.parts import Base, Parts
 from costream.records import Batch, Features
 
@@ -166,7 +167,7 @@ class PooledContrast(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.log_scale = nn.Parameter(torch.tensor(math.log(config.scale)))
+        self.temperature = Temperature(1 / config.scale, least=1 / _GREATEST_SCALE)
 
     def init_state(self, model: DualEncoder) -> nn.Module:
         """Nothing is carried from step to step."""
@@ -176,8 +177,7 @@ class PooledContrast(nn.Module):
     def after_step(self, model: DualEncoder, state: nn.Module) -> None:
         """Hold the scale below 100."""
         del model, state
-        with torch.no_grad():
-            self.log_scale.clamp_(max=math.log(_GREATEST_SCALE))
+        self.temperature.clamp()
 
     def loss(
         self,
@@ -192,7 +192,7 @@ class PooledContrast(nn.Module):
         text = features["text"].pooled
         captions = len(text) // len(frames)
         pooling = pooling_of(model)
-        scale = self.log_scale.exp()
+        scale = self.temperature.inverse()
         all_frames = gather_rows_with_gradient(frames.flatten(1)).unflatten(1, frames.shape[1:])
         all_text = gather_rows_with_gradient(text)
         to_video = pooling.scores(text, all_frames) * scale

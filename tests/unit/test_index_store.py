@@ -319,3 +319,30 @@ def test_the_store_stays_small_under_churn(tmp_path: Path) -> None:
     with Index.open(tmp_path) as index:
         assert index.stats().size_bytes < 2 * before
         assert index.check() == ()
+
+
+def test_metas_of_many_items_are_stored_as_those_of_one(tmp_path: Path) -> None:
+    """Many are put into JSON at once: nothing of one may end up with another."""
+    metas: list[dict[str, object]] = [
+        {},
+        {"b": 1, "a": [1, None, {"x": 'y, "z", ['}]},
+        {"s": "\ud800ä", "": "], ["},
+        {"deep": {"list": [[], [{}], ", "]}},
+        {},
+    ]
+    items = [Item(id=f"meta{number}", meta=meta) for number, meta in enumerate(metas)]
+    with Index.open(tmp_path, create=True) as index:
+        index.add(items, unit(len(items)), SPACE)
+        assert index.get(item.id for item in items) == items
+        for item in items:
+            index.add([item], unit(1), SPACE)
+        assert index.get(item.id for item in items) == items
+
+
+@pytest.mark.parametrize("meta", [[1], "text", {"a": {1, 2}}, {"a": float("nan")}])
+def test_a_meta_that_is_not_json_is_refused_by_name(tmp_path: Path, meta: object) -> None:
+    bad = Item(id="bad", meta=meta)  # type: ignore[arg-type]
+    with Index.open(tmp_path, create=True) as index:
+        with pytest.raises(DataError, match="the meta of item 'bad' cannot be stored"):
+            index.add([Item(id="good"), bad], unit(2), SPACE)
+        assert index.ids() == []

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -217,11 +218,11 @@ def refuse_repeated(items: Sequence[Item]) -> None:
         seen.add(item.id)
 
 
-def checked_row(item: Item) -> tuple[bytes, str]:
-    """Id and meta of an item as they are stored.
+def refuse_bad_row(item: Item) -> None:
+    """Refuse an item that cannot be stored; its meta is looked at by `metas_as_json`.
 
     Raises:
-        DataError: The id, a number or the meta cannot be stored.
+        DataError: The id, a number or a text cannot be stored.
     """
     if not item.id:
         raise DataError("got an item with an empty id, expected a unique name")
@@ -231,17 +232,52 @@ def checked_row(item: Item) -> tuple[bytes, str]:
             "expected 64-bit numbers"
         )
     _check_words(item)
-    return encoded_id(item.id), _meta_as_json(item) if item.meta else "{}"
+
+
+def checked_row(item: Item) -> tuple[bytes, str]:
+    """Id and meta of an item as they are stored.
+
+    Raises:
+        DataError: The id, a number, a text or the meta cannot be stored.
+    """
+    refuse_bad_row(item)
+    return encoded_id(item.id), _meta_as_json(item)
+
+
+def metas_as_json(items: Sequence[Item]) -> list[str]:
+    """The meta of each item as it is stored.
+
+    Raises:
+        DataError: One cannot be stored as JSON; names the item.
+    """
+    # One call for all is three times as fast as one an item: they are joined by a string that
+    # none of them holds.
+    mark = os.urandom(12).hex()
+    listed: list[Any] = []
+    for item in items:
+        listed += (mark, item.meta)
+    try:
+        joined = _META.encode(listed) if all(type(i.meta) is dict for i in items) else ""
+    except (TypeError, ValueError):
+        joined = ""  # said below, with the name of the item
+    if not joined:
+        return [_meta_as_json(item) for item in items]
+    parts = _escaped(joined[:-1]).split(f'"{mark}", ')[1:]
+    return [part.removesuffix(", ") for part in parts]
 
 
 def _meta_as_json(item: Item) -> str:
     try:
-        text = _META.encode(dict(item.meta))
+        return _escaped(_META.encode(dict(item.meta)))
     except (TypeError, ValueError) as error:
         raise DataError(
             f"the meta of item {item.id!r} cannot be stored as JSON: {error}",
             hint="use strings, finite numbers, lists and dictionaries",
         ) from error
+
+
+def _escaped(text: str) -> str:
+    """JSON without the characters that UTF-8 has no bytes for."""
     if text.isascii():
         return text
     return _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)

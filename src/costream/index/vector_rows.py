@@ -30,6 +30,14 @@ MAX_PARTS = 2**20
 _ITEM_BITS = 56
 _PART_BITS = 20
 _SELECT = "SELECT place, t_start, t_end, vector, crc FROM vectors WHERE place"
+_INSERT = "INSERT INTO vectors (place, t_start, t_end, vector, crc) VALUES (?, ?, ?, ?, ?)"
+# Vectors without spans that lie one after another, their checksums in ten digits each.
+_INSERT_JOINED = (
+    "INSERT INTO vectors (place, vector, crc) SELECT value, "
+    "substr(:vectors, key * :size + 1, :size), CAST(substr(:crcs, key * 10 + 1, 10) AS INTEGER) "
+    "FROM json_each(:places)"
+)
+_JOINED_BYTES = 2**25
 # Vectors held as Python objects at a time while reading many.
 _CHUNK = 4096
 _SPAN = struct.Struct("<dd")
@@ -99,23 +107,38 @@ def insert(
     """
     firsts = np.array([place_of(number, key) for key in keys], dtype=np.int64)
     places = firsts[batch.parents] + batch.parts()
-    connection.executemany(
-        "INSERT INTO vectors (place, t_start, t_end, vector, crc) VALUES (?, ?, ?, ?, ?)",
-        _rows(places, batch),
-    )
+    vectors = np.ascontiguousarray(batch.vectors, dtype="<f2")
+    if batch.spans is not None:
+        connection.executemany(_INSERT, _rows(places, vectors, batch.spans))
+        return places
+    some = max(1, _JOINED_BYTES // max(1, 2 * vectors.shape[1]))
+    for start in range(0, len(places), some):
+        part = slice(start, start + some)
+        connection.execute(_INSERT_JOINED, _joined(places[part], vectors[part]))
     return places
 
 
-def _rows(places: NDArray[np.int64], batch: Batch) -> Iterator[tuple[Any, ...]]:
-    size = batch.vectors.shape[1] * 2
-    whole = memoryview(np.ascontiguousarray(batch.vectors, dtype="<f2").tobytes())
-    if batch.spans is None:
-        for row, place in enumerate(places.tolist()):
-            vector = whole[row * size : (row + 1) * size]
-            yield place, None, None, vector, checksum(place, None, None, vector)
-        return
-    for row, (place, span) in enumerate(zip(places.tolist(), batch.spans.tolist(), strict=True)):
-        vector = whole[row * size : (row + 1) * size]
+def _joined(places: NDArray[np.int64], vectors: NDArray[np.float16]) -> dict[str, Any]:
+    """Many vectors as the values of one statement: half the time of one statement each."""
+    size, whole = 2 * vectors.shape[1], vectors.reshape(-1).view(np.uint8).data
+    numbers, crc32 = places.tolist(), zlib.crc32
+    crcs = [
+        crc32(whole[end - size : end], place % _PRIME)  # as `checksum`, without a call
+        for place, end in zip(numbers, range(size, len(whole) + size, size), strict=True)
+    ]
+    return {
+        "places": str(numbers),
+        "crcs": (("%010d" * len(crcs)) % tuple(crcs)).encode(),  # bytes: each is found at once
+        "vectors": whole,
+        "size": size,
+    }
+
+
+def _rows(
+    places: NDArray[np.int64], vectors: NDArray[np.float16], spans: NDArray[np.float64]
+) -> Iterator[tuple[Any, ...]]:
+    for place, vector_D, span in zip(places.tolist(), vectors, spans.tolist(), strict=True):
+        vector = vector_D.tobytes()
         start, end = (None, None) if math.isnan(span[0]) else span
         yield place, start, end, vector, checksum(place, start, end, vector)
 

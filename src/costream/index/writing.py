@@ -79,8 +79,8 @@ def put(
     keyed = list(zip(keys, items, strict=True))
     olds = dict(rows.select(connection, "key", known.values()))
     words.remove(connection, olds.items())
-    rows.replace(connection, (one for one in keyed if one[0] in olds))
-    rows.insert(connection, (one for one in keyed if one[0] not in olds) if olds else keyed)
+    rows.replace(connection, [one for one in keyed if one[0] in olds])
+    rows.insert(connection, [one for one in keyed if one[0] not in olds] if olds else keyed)
     words.add(connection, keyed)
     others = [key for key, item in keyed if key in olds and not _same_content(olds[key], item)]
     places, vectors = np.empty(0, np.int64), None

@@ -17,7 +17,6 @@ of a larger set are those of a smaller one.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,16 +69,6 @@ def pictures(world: World, count: int, *, first: int = 0) -> NDArray[np.float16]
     out = np.empty((count, world.dim), dtype=np.float16)
     _fill(world, out, first)
     return out
-
-
-def pictures_on_disk(world: World, path: Path, count: int) -> NDArray[np.float16]:
-    """The same, written to a file and mapped into memory for reading."""
-    with path.open("wb") as stream:
-        for start in range(0, count, BLOCK_ROWS):
-            stream.write(
-                pictures(world, min(BLOCK_ROWS, count - start), first=start).data  # type: ignore[arg-type]
-            )
-    return np.memmap(path, dtype=np.float16, mode="r", shape=(count, world.dim))
 
 
 def texts(world: World, count: int, *, among: int) -> NDArray[np.float32]:

@@ -4,12 +4,15 @@
     python benchmarks/growth.py --rows 10000 100000            # a minute
     python benchmarks/growth.py --json out.json --plot out.png
 
-    python benchmarks/growth.py --set DIR                      # DIR keeps the vectors; in pieces
+    python benchmarks/growth.py --set DIR --make 10000000      # DIR keeps the vectors; in pieces,
+    python benchmarks/growth.py --set DIR --rows 10000000      # some minutes each
 
-The float16 vectors lie in a file that is mapped into memory, as they would when there are more than
-fit: memory is what a process holds besides. Each size and kernel runs in a process of its own.
-Sizes for which there is no room are left out with a note, and above three million the exact
-kernel is, which would read the whole file for every query. "Default" is what `choose` takes.
+The float16 vectors lie in a derived file as an index has it. `four_bit` reads from it the rows that
+it scores, with their checksums, as in an index; for `exact`, which reads all, it is mapped into
+memory. Memory is what a process holds besides, and the most that it held. Each size and kernel runs
+in a process of its own. Sizes for which there is no room are left out with a note, and above three
+million the exact kernel is, which would read the whole file for every query. "Default" is what
+`choose` takes.
 """
 
 from __future__ import annotations
@@ -22,13 +25,19 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import _machine
 import _results
 import _vectors
 import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from costream.index.codes import Header
+    from costream.scoring.matrix import Matrix
 
 TOP = 10
 BATCH = 64
@@ -39,6 +48,8 @@ DOCS = Path(__file__).parents[1] / "docs"
 NEEDS = {"exact": 1.1, "four_bit": 0.4}
 # Above, the exact kernel keeps no copy in memory and every query reads the whole file.
 MOST_EXACT = 3_000_000
+# Queries whose recall is measured on more than that, in one pass over the whole file.
+FEWER = 64
 
 
 def run_kernel(kernel: str, folder: Path, rows: int, dim: int) -> dict[str, Any]:
@@ -48,7 +59,7 @@ def run_kernel(kernel: str, folder: Path, rows: int, dim: int) -> dict[str, Any]
     if kernel == "exact":
         # As in a process that has loaded a model.
         import torch  # noqa: F401
-    vectors = np.memmap(folder / "vectors.f16", dtype=np.float16, mode="r", shape=(rows, dim))
+    vectors = rows_of(folder, kernel, rows, dim)
     world = _vectors.make_world(dim)
     queries = _vectors.texts(world, QUERIES, among=rows)
     before = _machine.resident_bytes()
@@ -57,6 +68,7 @@ def run_kernel(kernel: str, folder: Path, rows: int, dim: int) -> dict[str, Any]
     for _ in range(2):
         made.top(queries[:1], TOP)
     build_s = time.perf_counter() - started
+    peak = _machine.peak_bytes()
     made.top(queries[:BATCH], TOP)
     found = [made.top(query[None], TOP)[0][0] for query in queries[:16]]
     held = _machine.resident_bytes() - before
@@ -64,8 +76,9 @@ def run_kernel(kernel: str, folder: Path, rows: int, dim: int) -> dict[str, Any]
     batch_ms = _machine.timed([lambda: made.top(queries[:BATCH], TOP)] * 3)["best_ms"]
     recall = 1.0
     if not made.exact:
-        true, _ = exactly(made.rows, queries, TOP)
-        found, _ = made.top(queries, TOP)
+        asked = queries if rows <= MOST_EXACT else queries[:FEWER]
+        true, _ = exactly(made.rows, asked, TOP)
+        found, _ = made.top(asked, TOP)
         hits = [len(set(f.tolist()) & set(t.tolist())) for f, t in zip(found, true, strict=True)]
         recall = float(np.mean(hits)) / TOP
     return {
@@ -78,8 +91,53 @@ def run_kernel(kernel: str, folder: Path, rows: int, dim: int) -> dict[str, Any]
         "batch_qps": 1e3 * BATCH / batch_ms,
         "recall": recall,
         "memory_mb": held / 2**20,
+        "peak_mb": peak / 2**20,
         "disk_mb": rows * dim * 2 / 2**20,
     }
+
+
+def make_set(folder: Path, rows: int, dim: int) -> None:
+    """Write the vectors to a derived file, a block after another."""
+    from costream.index import codes
+
+    world, size = _vectors.make_world(dim), codes.block_rows(dim)
+
+    def blocks() -> Iterator[tuple[NDArray[np.int64], NDArray[np.float16]]]:
+        for start in range(0, rows, _vectors.BLOCK_ROWS):
+            some = min(_vectors.BLOCK_ROWS, rows - start)
+            made = _vectors.pictures(world, some, first=start)
+            for at in range(0, some, size):
+                part = made[at : at + size]
+                yield np.arange(start + at, start + at + len(part)), part
+
+    whole = codes.Segment(
+        before=codes.NOTHING, token=bytes(16), generations=(0, 1), dim=dim, blocks=blocks()
+    )
+    if _vectors.BLOCK_ROWS % size or codes.write_segment(folder, whole) is None:
+        raise SystemExit(f"cannot write {rows:,} x {dim} vectors into {folder}")
+
+
+def rows_of(folder: Path, kernel: str, rows: int, dim: int) -> Matrix:
+    """The first vectors of the set, as a kernel of an index has them."""
+    from costream.index import codes
+    from costream.index.held import RowFile, RowsInFiles
+
+    header = _header(folder, dim)
+    numbers = None if header is None else codes.read_numbers(header)
+    if header is None or numbers is None:
+        raise SystemExit(f"{folder} holds no vectors of {dim} dimensions")
+    if kernel == "four_bit":
+        file = RowFile(header, numbers.crcs[:rows])
+        return RowsInFiles([file], np.empty((0, dim), dtype=np.float16))
+    return np.memmap(
+        header.path, dtype=np.float16, mode="r", offset=header.vectors_at, shape=(rows, dim)
+    )
+
+
+def _header(folder: Path, dim: int) -> Header | None:
+    from costream.index import codes
+
+    return next(iter(codes.chain(folder, dim)), None)
 
 
 def room(rows: int, dim: int, kernel: str, folder: Path) -> str:
@@ -100,8 +158,8 @@ def room(rows: int, dim: int, kernel: str, folder: Path) -> str:
 
 
 def _holds(folder: Path, rows: int, dim: int) -> bool:
-    file = folder / "vectors.f16"
-    return file.exists() and file.stat().st_size >= rows * dim * 2
+    header = _header(folder, dim)
+    return header is not None and header.num_vectors >= rows
 
 
 def measured(kernel: str, folder: Path, rows: int, dim: int) -> dict[str, Any] | None:
@@ -127,7 +185,7 @@ def print_table(results: list[dict[str, Any]]) -> None:
     print(f"\n{_machine.machine()}; {', '.join(_machine.versions(['turbovec']))}\n")
     print(
         "| vectors | kernel | ready s | one query ms: best, p50, p95 (busy) "
-        "| queries/s in batches of 64 | recall@10 | memory MB | vectors on disk MB |"
+        "| queries/s in batches of 64 | recall@10 | memory MB (at most) | vectors on disk MB |"
     )
     print("|---|---|---|---|---|---|---|---|")
     for r in results:
@@ -136,8 +194,12 @@ def print_table(results: list[dict[str, Any]]) -> None:
             f"| {r['rows']:,} x {r['dim']} | {name} | {r['build_s']:.1f} "
             f"| {r['best_ms']:.2f}, {r['p50_ms']:.2f}, {r['p95_ms']:.2f} ({r['busy_ms']:.1f}) "
             f"| {r['batch_qps']:,.0f} | {r['recall']:.4f} "
-            f"| {r['memory_mb']:,.0f} | {r['disk_mb']:,.0f} |"
+            f"| {r['memory_mb']:,.0f}{_most(r)} | {r['disk_mb']:,.0f} |"
         )
+
+
+def _most(result: dict[str, Any]) -> str:
+    return f" ({result['peak_mb']:,.0f})" if "peak_mb" in result else ""
 
 
 def plot(results: list[dict[str, Any]], path: Path) -> None:
@@ -184,11 +246,17 @@ def main() -> int:
     parser.add_argument("--plot", type=Path, default=DOCS / "images" / "growth.png")
     parser.add_argument("--folder", type=Path, help="where the vectors are put; default: /tmp")
     parser.add_argument("--set", type=Path, help="where the vectors are kept for another run")
+    parser.add_argument("--make", type=int, help="only write so many vectors, to --set")
     parser.add_argument("--kernel", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.kernel:
         (rows,) = options.rows
         print(json.dumps(run_kernel(options.kernel, options.folder, rows, options.dim)))
+        return 0
+    if options.make:
+        folder = options.set or parser.error("--make needs --set")
+        folder.mkdir(parents=True, exist_ok=True)
+        make_set(folder, options.make, options.dim)
         return 0
     warning = _machine.load_warning()
     results = []
@@ -198,8 +266,7 @@ def main() -> int:
         largest = [rows for rows in options.rows if not room(rows, options.dim, "four_bit", folder)]
         # The first rows of a larger set are those of a smaller one, so one file serves all.
         if not _holds(folder, max(largest), options.dim):
-            world = _vectors.make_world(options.dim)
-            _vectors.pictures_on_disk(world, folder / "vectors.f16", max(largest))
+            make_set(folder, max(largest), options.dim)
         for rows in sorted(largest):
             for kernel in NEEDS:
                 result = measured(kernel, folder, rows, options.dim)

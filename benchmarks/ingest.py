@@ -6,8 +6,8 @@
 Every batch is acknowledged before the next begins. What that means differs, so it is counted: how
 often each engine asks the disk to keep what was written, by `strace` where that is installed. A
 store that does not ask loses acknowledged rows with the power. Qdrant Edge is measured with a flush
-after each batch and without. Making up the items is not counted; each engine runs in a process of
-its own.
+after each batch and without. Making up the vectors is not counted, putting rows into the form that
+a store takes is; each engine runs in a process of its own.
 """
 
 from __future__ import annotations

@@ -180,5 +180,5 @@ def test_more_than_is_kept_in_memory_is_read_when_it_is_searched(
     with Index.open(tmp_path, create=True) as index:
         for start in range(0, 300, 100):
             index.add(named(*range(start, start + 100)), unit(100, start), SPACE)
-        assert index._resident is None
+        assert index._present.resident is None
         assert len(index.search(QUERIES, SPACE, 300).ids[0]) == 300

@@ -70,8 +70,8 @@ def shares(got: list[list[tuple[str, float]]], want: list[list[tuple[str, float]
 
 
 def held(index: Index) -> Held:
-    assert index._resident is not None
-    return index._resident.held
+    assert index._present.resident is not None
+    return index._present.resident.held
 
 
 def test_vectors_stay_in_files_and_answers_have_the_scores_of_an_exact_scan(

@@ -24,7 +24,6 @@ from costream.index import coded, codes, schema, vector_rows
 from costream.index.held import SPARE_ROWS, Held, LostRowsError, RowFile
 from costream.index.schema import SpaceRow, State
 from costream.index.writing import Change
-from costream.records import Space
 from costream.scoring.kernels import Kernel, build, choose
 from costream.scoring.matrix import Matrix
 
@@ -49,6 +48,9 @@ class Resident:
         held: Places and vectors of the rows, void ones included.
         void: bool (N,): rows that count no more; None when there are none.
         wanted: Name of the kernel that searches; None to go by size.
+        files: Derived files that lead to the last state that was saved.
+        base_rows: How many of the rows, from the start, are those of the first file.
+        largest_key: No row is of a greater key.
     """
 
     directory: Path | None
@@ -58,12 +60,10 @@ class Resident:
     held: Held
     void: NDArray[np.bool_] | None = None
     wanted: str | None = None
-    _files: list[codes.Header] = field(default_factory=list)
+    files: list[codes.Header] = field(default_factory=list)
+    base_rows: int = 0
+    largest_key: int = -1
     _unsaved: list[NDArray[np.int64]] = field(default_factory=list)
-    # How many of the rows, from the start, are those of the first file.
-    _base_rows: int = 0
-    # No row is of a greater key.
-    _largest_key: int = -1
     _kernel: Kernel | None = None
     # What was drawn last and for what, since every question asks for the same.
     _sample: tuple[tuple[int, int, bytes], NDArray[np.float32]] | None = None
@@ -86,7 +86,7 @@ class Resident:
     @property
     def is_used(self) -> bool:
         """Whether there are files of the rows, or they were searched."""
-        return bool(self._files) or self._kernel is not None
+        return bool(self.files) or self._kernel is not None
 
     @property
     def is_large(self) -> bool:
@@ -115,10 +115,10 @@ class Resident:
         name = self._kernel_name()
         if name != "four_bit":
             self.held.fetch()
-        if name != "four_bit" or not self._base_rows:
+        if name != "four_bit" or not self.base_rows:
             return build(self.vectors, kernel=name)
         kernel = coded.four_bit(
-            self._files[0], self.held.first(self._base_rows), write=self.directory is not None
+            self.files[0], self.held.first(self.base_rows), write=self.directory is not None
         )
         kernel.grow(self.vectors)
         return kernel
@@ -227,8 +227,8 @@ class Resident:
         return True
 
     def _avoid(self, keys: NDArray[np.int64]) -> None:
-        is_new = int(keys.min(initial=2**62)) > self._largest_key
-        self._largest_key = max(self._largest_key, int(keys.max(initial=-1)))
+        is_new = int(keys.min(initial=2**62)) > self.largest_key
+        self.largest_key = max(self.largest_key, int(keys.max(initial=-1)))
         if is_new:
             return
         void = _holds(vector_rows.keys_of(self.places), keys)
@@ -261,7 +261,7 @@ class Resident:
             return
         self.held.keep(np.flatnonzero(~self.void))
         self.void = None
-        self._kernel, self._base_rows = None, 0
+        self._kernel, self.base_rows = None, 0
 
     # --- derived files ---
 
@@ -273,13 +273,13 @@ class Resident:
             if codes.files(self.directory):  # of when it was large
                 with contextlib.suppress(OSError):
                     codes.remove_all(self.directory)
-                self._files, self._base_rows = [], 0
+                self.files, self.base_rows = [], 0
             return
         keys = np.unique(np.concatenate([*self._unsaved, np.empty(0, np.int64)]))
         rows = np.flatnonzero(_holds(vector_rows.keys_of(self.places), keys))
         if self.void is not None:
             rows = rows[~self.void[rows]]
-        behind = self.generation - self._files[-1].generation if self._files else _MOST_BEHIND
+        behind = self.generation - self.files[-1].generation if self.files else _MOST_BEHIND
         if self._is_small(len(rows)) and behind < _MOST_BEHIND:
             return
         if self._is_fragmented(len(rows)):
@@ -294,21 +294,21 @@ class Resident:
         header = self._write(codes.NOTHING, 0, np.empty(0, np.int64), rows)
         if header is None:
             return
-        self._files, self._base_rows = [header], len(rows)
+        self.files, self.base_rows = [header], len(rows)
         if self.void is None and self._kernel is not None:
             coded.write(header, self._kernel)
         if self.held.files or self._kernel_name() == "four_bit":
             self._leave_in_file(header)
 
     def _save_more(self, keys: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
-        last = self._files[-1]
+        last = self.files[-1]
         header = self._write(last.token, last.generation, keys, rows)
         if header is None:
             return
-        self._files.append(header)
+        self.files.append(header)
         first = self.num_rows - self.held.num_in_memory
         if self.held.files and np.array_equal(rows, np.arange(first, self.num_rows)):
-            file = _opened(header, codes.read_numbers(header))
+            file = opened(header, codes.read_numbers(header))
             if file is not None:
                 self.held.put_aside(file)
                 self._tell_kernel()
@@ -316,7 +316,7 @@ class Resident:
     def _leave_in_file(self, header: codes.Header) -> None:
         """Have the vectors in the file that was just written of them, and not in memory."""
         numbers = codes.read_numbers(header)
-        file = _opened(header, numbers)
+        file = opened(header, numbers)
         if numbers is None or file is None:
             return
         self.held = Held(header.dim)
@@ -371,7 +371,7 @@ class Resident:
         """Take in one file, or where its rows are; whether it was whole, as far as was read."""
         if in_files:
             numbers = codes.read_numbers(header)
-            file = _opened(header, numbers)
+            file = opened(header, numbers)
             if numbers is None or file is None:
                 return False
             self._avoid(numbers.keys)
@@ -390,142 +390,22 @@ class Resident:
 
     def know_keys(self) -> None:
         """Note the greatest key, so that greater ones are known to be new."""
-        self._largest_key = int(vector_rows.keys_of(self.places).max(initial=-1))
+        self.largest_key = int(vector_rows.keys_of(self.places).max(initial=-1))
 
     def _is_saved(self) -> bool:
-        return bool(self._files) and self._files[-1].token == self.token
+        return bool(self.files) and self.files[-1].token == self.token
 
     def _is_small(self, num_rows: int) -> bool:
         return num_rows * self.entry.space.dim * 2 < WORTH_A_FILE_BYTES
 
     def _is_fragmented(self, num_more: int) -> bool:
         """Whether one file for all is better than one more file."""
-        later = num_more + sum(file.num_vectors for file in self._files[1:])
-        return not 0 < len(self._files) < _MOST_FILES or 2 * later > self._files[0].num_vectors
+        later = num_more + sum(file.num_vectors for file in self.files[1:])
+        return not 0 < len(self.files) < _MOST_FILES or 2 * later > self.files[0].num_vectors
 
 
-def nothing(space: Space) -> Resident:
-    """The vectors of an empty index, to be searched only."""
-    return begun(None, SpaceRow(number=0, space=space, role="active"), b"")
-
-
-def begun(
-    directory: Path | None, entry: SpaceRow, token: bytes, kernel: str | None = None
-) -> Resident:
-    """The vectors of a state that has none, to take in what follows.
-
-    Args:
-        directory: Folder of the index; None to write no files.
-        entry: The active space.
-        token: The state.
-        kernel: As of `load`.
-    """
-    return Resident(
-        directory=directory,
-        entry=entry,
-        token=token,
-        generation=0,
-        held=Held(entry.space.dim),
-        wanted=kernel,
-    )
-
-
-def load(
-    connection: sqlite3.Connection,
-    state: State,
-    entry: SpaceRow,
-    directory: Path,
-    *,
-    read_only: bool,
-    kernel: str | None = None,
-    use_files: bool = True,
-) -> Resident:
-    """Have the vectors of the active space at hand.
-
-    Args:
-        connection: In the transaction that `state` and `entry` were read in.
-        state: The present state.
-        entry: The active space.
-        directory: Folder of the index.
-        read_only: Whether no files may be written there.
-        kernel: Name of the kernel that is wanted; None to go by size.
-        use_files: Whether files that there are may be read.
-
-    Raises:
-        DamageError: A row of the database is not what was written.
-    """
-    writable = None if read_only else directory
-    dim = entry.space.dim
-    name = choose(entry.num_vectors, dim) if kernel is None else kernel
-    in_files = name == "four_bit"
-    if use_files:
-        found = _from_files(directory, writable, entry, in_files=in_files)
-        if found is not None and found.catch_up(connection, state, entry):
-            found.wanted = kernel
-            return found
-        found = None  # its memory first
-    if in_files and writable is not None and entry.num_vectors * dim * 2 >= WORTH_A_FILE_BYTES:
-        found = _through_file(connection, state, entry, writable)
-        if found is not None:
-            found.wanted = kernel
-            return found
-    held = Held(dim)
-    vector_rows.read_all(connection, entry, held.add_room(entry.num_vectors))
-    return Resident(
-        directory=writable,
-        entry=entry,
-        token=state.token,
-        generation=state.generation,
-        held=held,
-        wanted=kernel,
-        _largest_key=state.next_key,
-    )
-
-
-def _from_files(
-    directory: Path, writable: Path | None, entry: SpaceRow, *, in_files: bool
-) -> Resident | None:
-    """The latest state that the files hold whole, if any."""
-    headers = codes.chain(directory, entry.space.dim)
-    return _of_headers(headers, writable, entry, in_files=in_files) if headers else None
-
-
-def _of_headers(
-    headers: list[codes.Header], writable: Path | None, entry: SpaceRow, *, in_files: bool
-) -> Resident | None:
-    found = Resident(
-        directory=writable,
-        entry=entry,
-        token=headers[-1].token,
-        generation=headers[-1].generation,
-        held=Held(entry.space.dim),
-        _files=headers,
-        _base_rows=headers[0].num_vectors,
-        _largest_key=vector_rows.MAX_KEY,
-    )
-    if not all(found.read_file(header, in_files=in_files) for header in headers):
-        return None
-    found.know_keys()
-    return found
-
-
-def _through_file(
-    connection: sqlite3.Connection, state: State, entry: SpaceRow, directory: Path
-) -> Resident | None:
-    """Copy the vectors from the database into a file and leave them there; None if it cannot be."""
-    dim = entry.space.dim
-    segment = codes.Segment(
-        before=codes.NOTHING,
-        token=state.token,
-        generations=(0, state.generation),
-        dim=dim,
-        blocks=vector_rows.read_blocks(connection, entry, codes.block_rows(dim)),
-    )
-    header = codes.write_segment(directory, segment)
-    return None if header is None else _of_headers([header], directory, entry, in_files=True)
-
-
-def _opened(header: codes.Header, numbers: codes.Numbers | None) -> RowFile | None:
+def opened(header: codes.Header, numbers: codes.Numbers | None) -> RowFile | None:
+    """The vectors of a file of which all else was read; None when that or this is impossible."""
     if numbers is None:
         return None
     with contextlib.suppress(OSError):

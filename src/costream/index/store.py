@@ -6,7 +6,6 @@ Shape letters: Q queries, N items, M vectors, D dimensions.
 from __future__ import annotations
 
 import os
-import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +24,6 @@ from costream.index import (
     database,
     integrity,
     purging,
-    resident,
     rows,
     schema,
     spaces,
@@ -35,16 +33,13 @@ from costream.index import (
 from costream.index.answering import Hit
 from costream.index.check import Batch
 from costream.index.filters import Filter
-from costream.index.held import LostRowsError
+from costream.index.present import Present, active
 from costream.index.records import IndexStats, Item, Moment, SpaceEntry
-from costream.index.resident import Resident
-from costream.index.schema import SpaceRow, State
 from costream.index.session import Session
 from costream.index.vector_rows import StoredVector
 from costream.index.watch import Watch
-from costream.index.writing import Change
 from costream.records import Ranking, Space
-from costream.scoring.kernels import Kernel, check_kernel
+from costream.scoring.kernels import check_kernel
 
 
 class Index:
@@ -67,11 +62,9 @@ class Index:
     def __init__(self, session: Session, kernel: str | None = None) -> None:
         self.directory = session.directory
         self._session = session
-        self._kernel = kernel
-        self._resident: Resident | None = None
-        self._use_files = True
+        self._present = Present(session, kernel)
         self._answers = answering.Answers()
-        self._watch = Watch(self._present_kernel)
+        self._watch = Watch(self._present.kernel)
 
     @classmethod
     def open(
@@ -106,10 +99,8 @@ class Index:
         """Give the files back; using the index afterwards is an error, closing again is none."""
         self._watch.close()
         with self._session.lock:
-            if self._resident is not None and self._session.is_open:
-                self._resident.save()
+            self._present.close()
             self._session.close()
-            self._resident = None
             self._answers.forget()
 
     def __enter__(self) -> Self:
@@ -135,8 +126,6 @@ class Index:
         """Whether it can be searched only."""
         return self._session.read_only
 
-    # --- what is inside ---
-
     @property
     def space(self) -> Space | None:
         """The active space; None while nothing was ever added.
@@ -145,7 +134,7 @@ class Index:
             DataError: The index is closed or damaged.
         """
         with self._session.reading() as connection:
-            entry = _active(connection)
+            entry = active(connection)
         return None if entry is None else entry.space
 
     def __len__(self) -> int:
@@ -283,16 +272,13 @@ class Index:
             SpaceMismatch: The index holds vectors of another space.
             DataError: The index is closed or damaged.
         """
-        try:
-            return self._sample(count, seed, space)
-        except LostRowsError:
-            self._distrust_files()
-            return self._sample(count, seed, space)
 
-    def _sample(self, count: int, seed: int, space: Space) -> NDArray[np.float32]:
-        with self._session.reading() as connection:
-            state = schema.read_state(connection)
-            return self._loaded(connection, state, space).sample(count, seed)
+        def sample() -> NDArray[np.float32]:
+            with self._session.reading() as connection:
+                state = schema.read_state(connection)
+                return self._present.of(connection, state, space).sample(count, seed)
+
+        return self._present.ask(sample)
 
     def token(self) -> str:
         """Names the present state: another one after every change, whoever made it.
@@ -310,7 +296,7 @@ class Index:
             DataError: The index is closed or damaged.
         """
         with self._session.reading() as connection:
-            state, entry = schema.read_state(connection), _active(connection)
+            state, entry = schema.read_state(connection), active(connection)
         with database.explained(self._session.path, "look at"):
             names = (database.FILE_NAME, f"{database.FILE_NAME}-wal")
             files = [self.directory / name for name in names]
@@ -342,17 +328,19 @@ class Index:
         Raises:
             DataError: The index is closed or damaged.
         """
-        with self._session.lock:
+
+        def load() -> None:
             with self._session.reading() as connection:
-                entry = _active(connection)
+                entry = active(connection)
                 if entry is None:
                     return
-                loaded = self._loaded(connection, schema.read_state(connection), entry.space)
-            try:
-                loaded.save()
-                loaded.kernel()
-            except LostRowsError:
-                self._distrust_files()
+                state = schema.read_state(connection)
+                loaded = self._present.of(connection, state, entry.space)
+            loaded.save()
+            loaded.kernel()
+
+        with self._session.lock:
+            self._present.ask(load)
 
     # --- changes ---
 
@@ -427,7 +415,7 @@ class Index:
             known, batches = writing.vectors_by_content(connection, items)
             removed = writing.take_out(connection, schema.read_state(connection), gone)
             added = writing.put(connection, removed.state, known, batches)
-        self._take_in(removed, added)
+        self._present.take_in(removed, added)
         stored = {item.id for item in known}
         return [item for item in items if item.id not in stored]
 
@@ -448,7 +436,7 @@ class Index:
             return 0
         with self._session.writing() as connection:
             change = writing.take_out(connection, schema.read_state(connection), gone)
-        self._take_in(change)
+        self._present.take_in(change)
         return len(change.changed)
 
     def forget(self, ids: Iterable[str]) -> int:
@@ -469,7 +457,7 @@ class Index:
         """
         removed = self.remove(ids)
         with self._session.lock:
-            self._resident = None
+            self._present.resident = None
             purging.purge(self._session)
         return removed
 
@@ -494,8 +482,8 @@ class Index:
             number = writing.active_number(connection, state, space, self.location)
             change = writing.put(connection, state, items, {number: batch})
         if not state.num_items:
-            self._begin(change)
-        self._take_in(change)
+            self._present.begin(change)
+        self._present.take_in(change)
 
     # --- search ---
 
@@ -530,18 +518,14 @@ class Index:
             NumericalError: A query is not finite, or zero.
         """
         _check_top(top)
-        try:
-            return self._search(vectors, space, top, where, group=group)
-        except LostRowsError:
-            self._distrust_files()
-            return self._search(vectors, space, top, where, group=group)
+        return self._present.ask(lambda: self._search(vectors, space, top, where, group=group))
 
     def _search(
         self, vectors: NDArray[Any], space: Space, top: int, where: Filter | None, *, group: bool
     ) -> Ranking:
         with self._session.reading() as connection:
             state = schema.read_state(connection)
-            loaded = self._loaded(connection, state, space)
+            loaded = self._present.of(connection, state, space)
             allowed = loaded.allowed(self._answers.keys(connection, state, where))
             queries = np.asarray(vectors)
             hits = answering.by_vectors(loaded, queries, top, allowed, group=group)
@@ -676,69 +660,18 @@ class Index:
         with self._session.writing() as connection:
             spaces.drop(connection, spaces.find(connection, space, self.location))
 
-    # --- what is in memory ---
-
-    def _loaded(self, connection: sqlite3.Connection, state: State, space: Space) -> Resident:
-        """The vectors of the active space, which must be this one."""
-        entry = _active(connection)
-        if state.num_items:
-            check.check_same(None if entry is None else entry.space, space, self.location)
-        if entry is None or entry.space != space:
-            return resident.nothing(space)
-        if self._resident is None or not self._resident.catch_up(connection, state, entry):
-            self._resident = None  # its memory first
-            self._resident = resident.load(
-                connection,
-                state,
-                entry,
-                self.directory,
-                read_only=self.read_only,
-                kernel=self._kernel,
-                use_files=self._use_files,
-            )
-        return self._resident
-
-    def _distrust_files(self) -> None:
-        """Have everything from the database after a derived file turned out to be damaged."""
-        with self._session.lock:
-            self._resident = None
-            try:
-                codes.remove_all(self.directory)
-            except OSError:
-                self._use_files = False
-
-    def _begin(self, change: Change) -> None:
-        """Keep what is added to an empty index in memory, to be searched without reading it."""
-        if change.active is not None and not self.read_only:
-            with self._session.lock:
-                self._resident = resident.begun(
-                    self.directory, change.active, change.before, self._kernel
-                )
-
-    def _present_kernel(self) -> Kernel | None:
-        loaded = self._resident
-        return None if loaded is None else loaded.present_kernel
-
-    def _take_in(self, *changes: Change) -> None:
-        """Bring what is in memory up to changes that are durable."""
-        for change in changes:
-            with self._session.lock:
-                kept = self._resident
-                if kept is not None and (
-                    not _taken_in(kept, change) or (not kept.is_used and kept.is_large)
-                ):
-                    self._resident = None
+    # --- behind these ---
 
     def _vectors_of(self, ids: Iterable[str]) -> tuple[list[list[StoredVector]], int]:
         """Vectors of each item in the active space, and their dimensions."""
         wanted = list(ids)
-        found: dict[bytes, list[StoredVector]] = {}
         with self._session.reading() as connection:
-            entry = _active(connection)
+            entry = active(connection)
             keys = rows.keys_by_id(connection, map(check.encoded_id, wanted))
-            for item_id, key in keys.items():
-                held = () if entry is None else vector_rows.select(connection, entry, [key])
-                found[item_id] = list(held)
+            found = {
+                item_id: [] if entry is None else list(vector_rows.select(connection, entry, [key]))
+                for item_id, key in keys.items()
+            }
         self._refuse_unknown(wanted, map(check.decoded_id, found))
         dim = 0 if entry is None else entry.space.dim
         return [found[check.encoded_id(item_id)] for item_id in wanted], dim
@@ -751,18 +684,6 @@ class Index:
                     f"the index {self.directory} has no item {item_id!r}",
                     hint="Index.ids() lists what it has",
                 )
-
-
-def _active(connection: sqlite3.Connection) -> SpaceRow | None:
-    entries = schema.read_spaces(connection)
-    return entries[0] if entries else None
-
-
-def _taken_in(kept: Resident, change: Change) -> bool:
-    try:
-        return kept.take_in(change)
-    except LostRowsError:  # the change is durable all the same; who searches reads anew
-        return False
 
 
 def _check_top(top: int) -> None:

@@ -110,16 +110,25 @@ def apply_methods(
         ConfigError: When two methods do not go together, or one does not fit the model.
     """
     parts: list[Parts] = []
+    if training is not None:
+        _leave_query_space(model)
     for method in methods:
         base = Base(model=model, seed=seed, training=training)
         given: Parts = method.module.parts(method.config, base)
         _check_slots(method.card, given)
         parts.append(given)
+        if given.surgery:
+            _leave_query_space(model)
         for change in given.surgery:
             model = change(model)
         if _STAYS & set(method.card.slots):
             model.config = replace(model.config, methods=(*model.config.methods, method.words))
     return System(model=model, parts=compose(parts, [method.card.name for method in methods]))
+
+
+def _leave_query_space(model: DualEncoder) -> None:
+    """A model that is changed or trained on is fitted to no other one any more."""
+    model.config = replace(model.config, in_query_space=False)
 
 
 def load_system(

@@ -46,7 +46,7 @@ class MtebModel:
         return ModelMeta(
             loader=None,
             name=name if "/" in name else f"costream/{name}",
-            revision=self.model.space.weights_hash,
+            revision=self.model.own_space.weights_hash,
             release_date=None,
             languages=None,
             n_parameters=weights,

@@ -132,11 +132,13 @@ def index_files(
         DataError: When a path is absent, or nothing that looks like a picture or a clip is there.
         SpaceMismatch: When the index was made with another model.
         ConfigError: When the engine, the database's driver or tesseract is not installed, pruning,
-            reading words or a precision is asked of a cluster, or a number is out of range.
+            reading words or a precision is asked of a cluster, a number is out of range, or the
+            model only asks what another one has embedded.
         NumericalError: When the model gives other vectors in bfloat16.
     """
     from costream.data.ocr import check_ocr, read_text
     from costream.index import open_index, update_index
+    from costream.index.check import refuse_query_only
 
     asked = {"--prune": prune, "--ocr": ocr, "--precision": precision != "float32"}
     option = next((name for name, is_asked in asked.items() if is_asked), "")
@@ -159,6 +161,7 @@ def index_files(
         )
     model.precision = precision
     maker = model if form is None else form
+    refuse_query_only(maker)
     with open_index(place, create=True) as index:
         if index.space is None or index.space == maker.space:
             remember_model(place, name)

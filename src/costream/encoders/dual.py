@@ -65,6 +65,9 @@ class DualConfig:
         projection: Which towers have one: `both` or only the `text` tower (SigLIP).
         methods: Words of the methods that changed the model or stay in use (`costream.system`), in
             order.
+        query_space: Space of another model that a method has fitted this one's vectors to, so that
+            they are questions to what that model has embedded; None when there is none.
+        in_query_space: Whether they still are: not after another change of the model.
     """
 
     name: str
@@ -76,6 +79,8 @@ class DualConfig:
     projection_bias: bool = False
     projection: Literal["both", "text"] = "both"
     methods: tuple[str, ...] = ()
+    query_space: Space | None = None
+    in_query_space: bool = False
 
 
 class Head(Protocol):
@@ -143,7 +148,22 @@ class DualEncoder(nn.Module):
 
     @property
     def space(self) -> Space:
-        """The space of this model's vectors.
+        """The space that this model's vectors are compared in.
+
+        That of another model, where this one was fitted to ask what that one has embedded
+        (`is_query_only`); else its own.
+        """
+        fitted = self.config.query_space
+        return fitted if fitted is not None and self.config.in_query_space else self.own_space
+
+    @property
+    def is_query_only(self) -> bool:
+        """Whether the vectors are questions to another model's items, and none themselves."""
+        return self.config.query_space is not None and self.config.in_query_space
+
+    @property
+    def own_space(self) -> Space:
+        """The space of this very model, whatever it was fitted to.
 
         It changes with every weight (in the precision in which weights are stored), with the name,
         and with every setting that decides on a vector: of preprocessing and of the towers' form,

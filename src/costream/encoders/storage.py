@@ -103,8 +103,14 @@ def save_model(model: DualEncoder, directory: str | Path, *, card: str = "") -> 
             f"weights {broken[:5]} are not finite in float16", hint="train on or again"
         )
     image_digest, text_digest = weight_digests(state)
-    methods, name = model.config.methods, model.config.name
-    config = replace(model.base_config, methods=methods, name=name)
+    now = model.config
+    config = replace(
+        model.base_config,
+        methods=now.methods,
+        name=now.name,
+        query_space=now.query_space,
+        in_query_space=now.in_query_space,
+    )
     stored = _empty_model(config, model.tokenizer)
     stored.load_state_dict(state)
     tokenizer = model.tokenizer.to_str().encode()
@@ -132,6 +138,8 @@ def _plain(config: DualConfig) -> dict[str, Any]:
     values = to_dict(config)
     if not config.methods:
         del values["methods"]
+    if config.query_space is None:
+        del values["query_space"], values["in_query_space"]
     return values
 
 
@@ -144,7 +152,9 @@ def _empty_model(config: DualConfig, tokenizer: Tokenizer) -> DualEncoder:
 
     with torch.random.fork_rng(devices=[]):
         model = DualEncoder(replace(config, methods=()), tokenizer)
-        return apply_methods(model, [read_method(words) for words in config.methods]).model
+        model = apply_methods(model, [read_method(words) for words in config.methods]).model
+        model.config = replace(model.config, in_query_space=config.in_query_space)
+        return model
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -260,7 +260,8 @@ def describe_data(measured: DataSet, broken: Sequence[Failure]) -> dict[str, Any
 
 def describe_model(model: RetrievalModel) -> dict[str, Any]:
     """What was measured, for a report."""
-    space = model.space
+    # A model that asks in another one's space is still itself.
+    space = getattr(model, "own_space", model.space)
     return {
         "name": model.name,
         "weights_hash": space.weights_hash,

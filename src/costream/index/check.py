@@ -349,6 +349,25 @@ def check_same(stored: Space | None, got: Space, where: str) -> None:
         )
 
 
+def refuse_query_only(model: object) -> None:
+    """Refuse to embed items with a model that is there to ask what another one has embedded.
+
+    Args:
+        model: Whatever would make the vectors.
+
+    Raises:
+        ConfigError: It is one; says which model to use.
+    """
+    if getattr(model, "is_query_only", False):
+        old: Space = getattr(model, "space")  # noqa: B009 # what has the one has the other
+        name = getattr(model, "name", "the model")
+        raise ConfigError(
+            f"{name} only asks indexes of {in_words(old)}: what it makes of a picture is a "
+            "question there, no item",
+            hint=f"embed items with {old.encoder!r}, and give this one to costream search --model",
+        )
+
+
 def in_words(space: Space) -> str:
     """A space as messages name it."""
     unit = "" if space.normalised else ", not normalised"

@@ -77,13 +77,15 @@ def update_with_cluster(
         What was done, with the failures and what was left out.
 
     Raises:
-        ConfigError: Ray is not installed, or there is no cluster at the address.
+        ConfigError: Ray is not installed, there is no cluster at the address, or the model only
+            asks what another one has embedded.
         SpaceMismatch: The index holds vectors of another model.
         DataError: A path is absent, the index cannot be written, or a worker loaded another model.
     """
     config = ClusterConfig() if config is None else config
     if len(index):
         check.check_same(index.space, model.space, index.location)
+    check.refuse_query_only(model)
     given = list(paths)
     found, failures = find_media(given)
     found, left_out = leave_out_clips(found, given)

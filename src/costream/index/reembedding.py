@@ -68,7 +68,8 @@ def migrate_index(
         Counts. Not switched when an item failed and that is not allowed.
 
     Raises:
-        ConfigError: The index is that of the model already.
+        ConfigError: The index is that of the model already, or the model only asks what another
+            one has embedded.
         DataError: The index is empty or cannot be written.
         NumericalError: The model is broken.
     """
@@ -78,6 +79,7 @@ def migrate_index(
         raise ConfigError(
             f"the index {index.location} has vectors of {check.in_words(model.space)} already"
         )
+    check.refuse_query_only(model)
     index.begin_space(model.space)
     failures: dict[str, Failure] = {}
     embedded = 0

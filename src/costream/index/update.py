@@ -84,7 +84,8 @@ def update_index(
         DataError: A given path is absent, or the index cannot be written. What was stored before
             stays stored.
         NumericalError: No picture of the first batch got a usable vector: the model is broken.
-        ConfigError: `batch_size` or a number of `sampling` is out of range.
+        ConfigError: `batch_size` or a number of `sampling` is out of range, or the model only asks
+            what another one has embedded.
 
     Example:
         >>> import numpy as np, tempfile
@@ -108,6 +109,7 @@ def update_index(
         raise ConfigError(f"got batch_size={batch_size}, expected at least 1")
     if len(index):
         check.check_same(index.space, model.space, index.location)
+    check.refuse_query_only(model)
     check_config(sampling)
     given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
     found, failures = find_media(given)

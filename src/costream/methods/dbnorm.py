@@ -199,7 +199,7 @@ class Bank:
         if self._config.vectors is None:
             return self._encode(kind, count)
         path = Path(self._config.vectors)
-        space = self._model.space
+        space = self._model.own_space
         key = f"{name} {self._seed} {self._fingerprint(kind, count)} "
         key += f"{space.weights_hash} {space.preprocessing_hash}"
         kept = _read_kept(path)

@@ -226,7 +226,7 @@ class TokenForm:
     @cached_property
     def space(self) -> Space:
         """The model's, of several vectors an item."""
-        return replace(self._model.space, kind="multi")
+        return replace(self._model.own_space, kind="multi")
 
     def of_images(self, images: Sequence[PictureSource]) -> list[Vectors]:
         """Unit vectors float32 (P, D) of the patches of each picture."""

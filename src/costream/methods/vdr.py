@@ -338,7 +338,7 @@ def encode_sparse(
 
 def sparse_space(model: DualEncoder) -> Space:
     """The space of a model's weights in an inverted index."""
-    return replace(model.space, kind="sparse")
+    return replace(model.own_space, kind="sparse")
 
 
 def words_of(model: DualEncoder) -> tuple[str, ...]:

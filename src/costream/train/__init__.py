@@ -127,28 +127,30 @@ def train(
         training = Training(data=samples, directory=out, progress=preparing)
         system = apply_methods(model, methods, seed=loop.seed, training=training)
         model, parts = system.model, system.parts
-        if not parts.objective:
+        if not parts.objective and loop.steps:
             raise ConfigError(
                 f"{method} has nothing to minimise, expected a method with an objective",
                 hint="see the slots in costream methods; put one that trains beside it, as "
-                "cots,filip",
+                "cots,filip; or set steps=0 to keep what it is without",
             )
         rng = np.random.default_rng(loop.seed)
         for pipe in parts.data:
             samples = DataSet(name=samples.name, samples=tuple(pipe(samples.samples, rng)))
-        run(
-            model,
-            parts.objective,
-            samples,
-            loop,
-            out,
-            reads=parts.reads,
-            facts=facts,
-            resume=resume,
-            progress=progress,
-        )
+        if loop.steps:
+            run(
+                model,
+                parts.objective,
+                samples,
+                loop,
+                out,
+                reads=parts.reads,
+                facts=facts,
+                resume=resume,
+                progress=progress,
+            )
         if rank() == 0:
             save_model(model, out / "model", card=_card(method, samples, facts))
+        if rank() == 0 and loop.steps:
             try:
                 draw_curves(read_metrics(out / "metrics.jsonl"), out / "curves.png")
             except ImportError:

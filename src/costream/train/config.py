@@ -26,7 +26,7 @@ class TrainConfig:
     """How to train.
 
     Attributes:
-        steps: Optimiser steps in all.
+        steps: Optimiser steps in all; 0 saves what the methods made of the model before any.
         batch_size: Pictures a step, over all processes and accumulated parts.
         accumulate: Parts that a step's batch is split into, to save memory. Contrastive losses see
             one part at a time, so this is not the same as one large batch.
@@ -59,7 +59,7 @@ class TrainConfig:
             crops' own side.
     """
 
-    steps: Count = 1000
+    steps: Size = 1000
     batch_size: Count = 64
     accumulate: Count = 1
     captions: Count = 1

@@ -1,0 +1,1 @@
+"""Parts of `costream.methods.xbt`: maps between spaces, what an upgrade gains, the experiment."""

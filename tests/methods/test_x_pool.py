@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from costream.data import DataSet, make_scenes
+from costream.encoders.storage import save_model
 from costream.errors import ConfigError
+from costream.index import Index, Item
 from costream.methods._x_pool.claim import (
     clips,
     hits,
@@ -31,7 +34,7 @@ from costream.methods.x_pool import (
 )
 from costream.parts import Base
 from costream.records import Batch, Features, Sample
-from costream.system import load_system
+from costream.system import apply_methods, load_system, read_method
 from costream.train import train
 from tiny_world import tiny_model
 
@@ -257,3 +260,27 @@ def test_training_and_evaluation_by_their_commands(tmp_path: Path) -> None:
     report = evaluate_system(system, data)
     assert report.model["scorer"] == "PooledScorer"
     assert report.metrics["text_to_image"]["hit@10"] >= report.metrics["text_to_image"]["hit@1"]
+
+
+def test_a_search_by_words_scores_pairs(tmp_path: Path, costream_program: Any) -> None:
+    """The program's new scores are those of the scorer, over the stored moments."""
+    system = apply_methods(tiny_model(), [read_method("x_pool")])
+    with torch.no_grad():
+        for weight in pooling_of(system.model).parameters():
+            weight.add_(0.2 * torch.randn_like(weight))
+    save_model(system.model, tmp_path / "model")
+    model = load_system(tmp_path / "model").model
+    frames = torch.nn.functional.normalize(numbers(6, 3, model.config.dim), dim=-1).numpy()
+    with Index.open(tmp_path / ".costream", create=True) as index:
+        items = [Item(id=f"clip{n}", modality="video") for n in range(6)]
+        spans = np.tile([[0.0, 1.0], [1.0, 2.0], [2.0, 3.0]], (6, 1))
+        rows = frames.reshape(18, -1)
+        index.add_moments(items, rows, np.repeat(np.arange(6), 3), spans, model.space)
+        stored = torch.from_numpy(index.all_vectors(index.ids())).unflatten(0, (6, 3))
+    ask = ("search", "a red circle", "--model", tmp_path / "model", "--no-names", "--json")
+    found = costream_program.here(*ask, cwd=tmp_path).json["results"]
+    text = torch.from_numpy(model.encode_texts(["a red circle"]))
+    want = pooling_of(model).eval().scores(text, stored)[0].detach()
+    got = {one["id"]: one["reasons"]["steps"] for one in found}
+    assert list(got) == [f"clip{n}" for n in want.argsort(descending=True).tolist()]
+    assert [got[f"clip{n}"] for n in range(6)] == pytest.approx(want.tolist(), abs=2e-3)

@@ -19,10 +19,7 @@ from costream.index.filters import Filter, parse_filter
 from costream.search.query import Like, Picture, Query, Region, Term, Words
 
 if TYPE_CHECKING:
-    from costream.encoders.light.encoder import LightEncoder
-    from costream.index.forms import ItemForm
     from costream.index.protocol import SearchIndex
-    from costream.records import Space
     from costream.search.engine import Searcher
     from costream.search.records import Answer
 
@@ -171,34 +168,26 @@ def answer_query(
 
 
 def _searcher(index: SearchIndex, model_name: str, rank: Sequence[str]) -> Searcher:
+    """What answers: the light encoder, unless methods have a say in how items are ranked."""
+    from costream.encoders.light.encoder import LightEncoder
+    from costream.encoders.locate import saved_methods
     from costream.search.engine import Searcher
 
-    if not rank:
-        return Searcher(index, _asker(model_name, index.space))
+    if not rank and not saved_methods(model_name):
+        return Searcher(index, LightEncoder(model_name))
     from costream.system import load_system
 
     system = load_system(model_name, rank)
-    if not system.parts.rank:
+    parts = system.parts
+    if rank and not parts.rank:
         raise ConfigError(
             f"{', '.join(rank)} brings no rank step", hint="costream methods says what each does"
         )
-    return Searcher(index, system.model, steps=system.parts.rank)
-
-
-def _asker(name: str, space: Space | None) -> LightEncoder | ItemForm:
-    """What makes vectors of questions: for an index of several vectors an item, the model's form.
-
-    Without one the light encoder says which model the index was made with.
-    """
-    from costream.encoders.light.encoder import LightEncoder
-
-    if space is not None and space.kind == "multi":
-        from costream.system import load_system
-
-        form = load_system(name).parts.index
-        if form is not None:
-            return form
-    return LightEncoder(name)
+    is_multi = index.space is not None and index.space.kind == "multi"
+    if is_multi and parts.index is not None:
+        return Searcher(index, parts.index, steps=parts.rank)
+    pairs = parts.scorer is not None and parts.scorer.cost == "pair"
+    return Searcher(index, system.model, steps=parts.rank, scorer=parts.scorer if pairs else None)
 
 
 def _given(text: str | None, plus: Sequence[str] | None) -> list[str]:

@@ -123,6 +123,26 @@ def field_of(description: Mapping[str, Any], key: str, source: Path, kind: type[
     return value
 
 
+def saved_methods(name_or_dir: str | Path) -> tuple[str, ...]:
+    """The words of the methods that a saved model is put together by.
+
+    Args:
+        name_or_dir: As of `locate_model`.
+
+    Returns:
+        In order; none for a model in another format.
+
+    Raises:
+        WeightsError: As of `locate_model` and `read_description`.
+
+    Example:
+        >>> saved_methods("cots-mini")
+        ()
+    """
+    config = read_description(locate_model(name_or_dir), ours=False).get("config")
+    return tuple(config.get("methods", ())) if isinstance(config, dict) else ()
+
+
 def check_tokenizer(directory: Path, description: Mapping[str, Any]) -> None:
     """Compare `tokenizer.json` with its checksum: one changed entry would change vectors unseen.
 

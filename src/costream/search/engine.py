@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from costream.data.picture import PictureSource
     from costream.index.protocol import SearchIndex
     from costream.records import Space
-    from costream.scoring.protocol import RankStep
+    from costream.scoring.protocol import RankStep, Scorer
 
 _SEED = 0
 # Times to answer when items are removed while the answer is put together.
@@ -71,6 +71,12 @@ class Searcher:
             reads texts is enough.
         steps: Rank steps, in order: what is done to the ranking by vectors; for indexes of one
             vector an item.
+        scorer: Scores a question in words and the best items again as pairs, from the vectors of
+            their moments; before the steps.
+
+    Raises:
+        ConfigError: There are steps or a scorer and the encoder is the form of an index of several
+            vectors an item, or the scorer is not one of pairs.
 
     Example:
         >>> import costream, tempfile
@@ -90,15 +96,18 @@ class Searcher:
         encoder: TextEncoder | ItemForm,
         *,
         steps: Sequence[RankStep] = (),
+        scorer: Scorer | None = None,
     ) -> None:
-        if steps and isinstance(encoder, ItemForm):
+        if (steps or scorer) and isinstance(encoder, ItemForm):
             raise ConfigError(
-                "got rank steps, which are for indexes of one vector an item",
+                "got rank steps or a scorer, which are for indexes of one vector an item",
                 hint="leave them out",
             )
+        if scorer is not None and scorer.cost != "pair":
+            raise ConfigError(f"got a scorer of cost {scorer.cost!r}, expected 'pair'")
         self.index = index
         self.encoder = encoder
-        self._steps = RankSteps(index, steps)
+        self._steps = RankSteps(index, steps, scorer)
 
     def answer(self, query: Query) -> Answer:
         """Answer a question.

@@ -1,10 +1,12 @@
-"""Rank steps over an index: after the first stage, and as exact as they can be.
+"""Scores of pairs and rank steps over an index: after the first stage, as exact as they can be.
 
 - Steps at the front that are a bias an item are exact over the whole index: the first stage is
   asked for more and more, until nothing that it has not given can come in. What it has not given
   has no cosine above the last one's, and no bias below the least of all.
 - A step that needs all items gets them all.
 - A step that needs the best candidates gets so many of them; the others stay behind.
+- A scorer of pairs scores the best candidates anew, from the vectors of their moments; all steps
+  come after it and none is exact any more.
 
 Shape letters: N items, M vectors of items, D dimensions.
 """
@@ -20,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from costream.errors import DataError
-from costream.scoring.protocol import ItemBias, RankContext, RankStep
+from costream.scoring.protocol import ItemBias, RankContext, RankStep, Scorer
 from costream.search.asked import Asked, OneVector
 from costream.search.candidates import Candidate, GoneError, by_vectors, look_up
 
@@ -94,18 +96,22 @@ class RankSteps:
     Args:
         index: Where items are found.
         steps: In order.
+        scorer: Scores words and items as pairs, before the steps.
     """
 
-    def __init__(self, index: SearchIndex, steps: Sequence[RankStep]) -> None:
-        self._index = index
-        self._biases = [each for each in takewhile(_is_bias, steps) if isinstance(each, ItemBias)]
+    def __init__(
+        self, index: SearchIndex, steps: Sequence[RankStep], scorer: Scorer | None = None
+    ) -> None:
+        self._index, self._scorer = index, scorer
+        ahead = () if scorer is not None else takewhile(_is_bias, steps)
+        self._biases = [each for each in ahead if isinstance(each, ItemBias)]
         self._others = tuple(steps[len(self._biases) :])
         self._tables: dict[str, _Biases] = {}
 
     @property
     def is_exact(self) -> bool:
         """Whether no item that was passed over can belong before one that is shown."""
-        return all(step.needs == "all" for step in self._others)
+        return self._scorer is None and all(step.needs == "all" for step in self._others)
 
     def rank(
         self,
@@ -219,6 +225,8 @@ class RankSteps:
         modality: str,
     ) -> dict[str, Candidate]:
         """The candidates after the steps that look at their vectors."""
+        if self._scorer is not None and modality == "text":
+            return self._with_pairs(self._scorer, known, asked_D)
         if not self._others or not known:
             return dict(known)
         everything = any(step.needs == "all" for step in self._others)
@@ -240,6 +248,23 @@ class RankSteps:
         moved = _sorted(_best_moments(known, ids, held, rows[0]))
         return {**moved, **{item_id: one for item_id, one in known.items() if item_id not in moved}}
 
+    def _with_pairs(
+        self, scorer: Scorer, known: Mapping[str, Candidate], asked_D: NDArray[np.float32]
+    ) -> dict[str, Candidate]:
+        """The best candidates by a scorer of pairs and the steps after it; the others behind."""
+        everything = any(step.needs == "all" for step in self._others)
+        ids = list(known) if everything else list(known)[:_BEST]
+        if not ids:
+            return {}
+        held = self._vectors(ids)
+        rows, means_ND = score_pairs(scorer, asked_D, held.vectors_MD, held.parents_M)
+        context = RankContext(queries=asked_D[None], items=means_ND, modality="text")
+        for step in self._others:
+            rows = step.rescore(rows, context)
+        scored = zip(ids, rows[0].tolist(), strict=True)
+        moved = _sorted({item_id: _moved(known[item_id], score) for item_id, score in scored})
+        return {**moved, **{item_id: one for item_id, one in known.items() if item_id not in moved}}
+
     def _vectors(self, ids: Sequence[str]) -> _Vectors:
         items = look_up(self._index, ids)
         try:
@@ -256,6 +281,46 @@ class RankSteps:
             spans=tuple(_span(one.t_start, one.t_end) for some in moments for one in some),
             modalities=tuple(item.modality for item in items),
         )
+
+
+def score_pairs(
+    scorer: Scorer,
+    query_D: NDArray[np.float32],
+    vectors_MD: NDArray[np.float32],
+    parents_M: NDArray[np.int64],
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Scores of a query and items as a scorer of pairs sees them, by their moments' vectors.
+
+    Args:
+        scorer: Of pairs.
+        query_D: The vector of the words.
+        vectors_MD: Of the moments, those of an item next to each other.
+        parents_M: Which item each belongs to: 0, 1, ... in order.
+
+    Returns:
+        Scores float32 (1, N); the items' pooled vectors float32 (N, D), of unit length.
+    """
+    import torch
+
+    from costream.records import Features
+
+    num_items = int(parents_M[-1]) + 1
+    counts_N = np.bincount(parents_M, minlength=num_items)
+    starts_N = np.concatenate([[0], np.cumsum(counts_N)[:-1]])
+    means_ND = np.add.reduceat(vectors_MD, starts_N, axis=0)
+    means_ND /= np.maximum(np.linalg.norm(means_ND, axis=1, keepdims=True), 1e-12)
+    query = Features(pooled=torch.from_numpy(query_D[None]), modality="text")
+    scores = np.empty((1, num_items), dtype=np.float32)
+    for count in np.unique(counts_N).tolist():
+        some = np.flatnonzero(counts_N == count)
+        moments = vectors_MD[starts_N[some, None] + np.arange(count)]
+        gallery = Features(
+            pooled=torch.from_numpy(means_ND[some]),
+            tokens=torch.from_numpy(moments),
+            modality="video",
+        )
+        scores[0, some] = scorer.score(query, gallery)[0].float().cpu().numpy()
+    return scores, means_ND
 
 
 def _unstepped(found: Ranking, wanted: int) -> Stepped:

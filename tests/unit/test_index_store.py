@@ -346,3 +346,33 @@ def test_a_meta_that_is_not_json_is_refused_by_name(tmp_path: Path, meta: object
         with pytest.raises(DataError, match="the meta of item 'bad' cannot be stored"):
             index.add([Item(id="good"), bad], unit(2), SPACE)
         assert index.ids() == []
+
+
+def test_items_of_every_kind_are_stored_as_they_are_whatever_comes_with_them(
+    tmp_path: Path,
+) -> None:
+    """Those with nothing but an id and a meta are written another way than the others."""
+    kinds: list[dict[str, object]] = [
+        {},
+        {"meta": {"a": 'it\'s "quoted" \\ ä'}},
+        {"path": "/a/b.jpg"},
+        {"content_hash": "00"},
+        {"size": 1},
+        {"mtime_ns": -1},
+        {"modality": "text"},
+        {"date": 0.0},
+        {"tags": ("one", "two")},
+        {"caption": "a caption"},
+        {"text": "words"},
+    ]
+    names = ["plain", "it's", '"', "\\", "ä", "\udc80", "new\nline"]
+    items = [
+        Item(id=f"{name}{number}", **kind)  # type: ignore[arg-type]
+        for name in names
+        for number, kind in enumerate(kinds)
+    ]
+    with Index.open(tmp_path, create=True) as index:
+        index.add(items, unit(len(items)), SPACE)
+        index.add([*items[5:9], Item(id="another")], unit(5), SPACE)
+        assert index.get(item.id for item in items) == items
+        assert index.check() == ()

@@ -224,14 +224,23 @@ def refuse_bad_row(item: Item) -> None:
     Raises:
         DataError: The id, a number or a text cannot be stored.
     """
-    if not item.id:
-        raise DataError("got an item with an empty id, expected a unique name")
+    refuse_empty_id(item)
     if not (abs(item.size) <= _LARGEST_INT and abs(item.mtime_ns) <= _LARGEST_INT):
         raise DataError(
             f"item {item.id!r} has size={item.size} and mtime_ns={item.mtime_ns}, "
             "expected 64-bit numbers"
         )
     _check_words(item)
+
+
+def refuse_empty_id(item: Item) -> None:
+    """Refuse an item without an id.
+
+    Raises:
+        DataError: It has none.
+    """
+    if not item.id:
+        raise DataError("got an item with an empty id, expected a unique name")
 
 
 def checked_row(item: Item) -> tuple[bytes, str]:

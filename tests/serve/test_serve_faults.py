@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -24,8 +25,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from serving import KEY, encoded, serving
 
+from costream.data import decode_apart
 from costream.serve import service
 from costream.serve.models import ModelParts
+from costream.serve.settings import Limits, ServeSettings
 
 Program = Any  # of tests/conftest.py, which cannot be imported
 
@@ -312,3 +315,39 @@ def test_every_fault_of_the_table_has_its_tests() -> None:
             continue
         source = (folder / f"test_serve_{file}.py").read_text(encoding="utf-8")
         assert f"def test_{name}(" in source, (file, name)
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("segfault", "crashed its decoder (SIGSEGV)"),
+        ("abort", "crashed its decoder (SIGABRT)"),
+        ("spin", "kept its decoder busy"),
+        ("nonsense", "made its decoder answer nonsense"),
+    ],
+)
+def test_a_picture_that_breaks_its_decoder_is_refused_and_the_next_is_answered(
+    what: str,
+    words: str,
+    shared_index_dir: Path,
+    tiny_model_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Pictures that are sent are decoded in a process of their own."""
+    bad = Path(__file__).parents[1] / "faults" / "bad_decoder.py"
+    monkeypatch.setattr(decode_apart, "_COMMAND", (sys.executable, "-P", str(bad)))
+    seconds = 2.0 if what == "spin" else 60.0
+    settings = ServeSettings(port=0, limits=Limits(answer_s=seconds))
+    sent = base64.b64encode(b"P6 bad: " + what.encode()).decode()
+    with serving(shared_index_dir, tiny_model_dir, settings) as client:
+        refused = client.post("/search", json={"terms": [{"image": sent}]})
+        assert refused.status_code == 422, refused.text
+        assert words in refused.text
+        good = encoded(Image.new("RGB", (50, 40), "red"))
+        for _ in range(20):
+            # The decoder that takes the place of the lost one may take longer than `spin` leaves.
+            answer = client.post("/search", json={"terms": [{"image": good}]})
+            if answer.status_code == 200:
+                break
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["results"]

@@ -74,29 +74,40 @@ class Decoders:
     ) -> None:
         self.close()
 
-    def decode(self, encoded: bytes, name: str, *, smallest_side: int | None = None) -> Image.Image:
+    def decode(
+        self,
+        encoded: bytes,
+        name: str,
+        *,
+        max_pixels: int = MAX_PIXELS,
+        smallest_side: int | None = None,
+        limit_s: float | None = None,
+    ) -> Image.Image:
         """Decode one picture as `open_image` does.
 
         Args:
             encoded: Content of the file.
             name: What messages call it.
+            max_pixels: As for `open_image`.
             smallest_side: As for `open_image`.
+            limit_s: Seconds that it may take; None for a minute.
 
         Returns:
             A new RGB picture without metadata.
 
         Raises:
             DataError: What `open_image` raises; or the decoder crashed, or it was ended because it
-                took longer than a minute.
+                took too long.
             CostreamError: No process can be started, or `close` was called.
         """
         request = {
             "what": "picture",
             "name": name,
+            "max_pixels": max_pixels,
             "smallest_side": smallest_side,
-            "limit_s": _LIMIT_S,
+            "limit_s": _LIMIT_S if limit_s is None else limit_s,
         }
-        return self._ask_once(request, encoded, "a picture", 3 * MAX_PIXELS, _picture)
+        return self._ask_once(request, encoded, "a picture", 3 * max_pixels, _picture)
 
     def date_made(self, path: str) -> float | None:
         """When a clip was recorded, as `costream.data.container.date_made` says it.

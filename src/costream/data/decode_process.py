@@ -114,7 +114,11 @@ def serve(arguments: Sequence[str]) -> None:
 def _answers(request: Mapping[str, Any], body: bytes) -> Iterator[tuple[dict[str, Any], bytes]]:
     name = request["name"]
     if request["what"] == "picture":
-        picture = open_image(_Sent(name=name, encoded=body), smallest_side=request["smallest_side"])
+        picture = open_image(
+            _Sent(name=name, encoded=body),
+            max_pixels=request["max_pixels"],
+            smallest_side=request["smallest_side"],
+        )
         yield _size(picture), picture.tobytes()
     elif request["what"] == "date":
         yield {"date": date_made(name)}, b""

@@ -12,13 +12,17 @@ import threading
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from costream.config import from_dict
 from costream.data.picture import PictureSource
+from costream.encoders.locate import FORMAT, field_of, locate_model, read_description
+from costream.encoders.preprocess import ImagePreprocess
 from costream.errors import NotFittedError, SpaceMismatch
 from costream.records import Space
 from costream.serve.batching import Batcher, Vector
@@ -71,12 +75,14 @@ class ModelParts:
             take seconds.
         count_tokens: How many tokens texts have.
         whole: Makes the model that tells which parts of a picture match; None where there is none.
+        fit: How the model fits pictures; None where that is not known without its weights.
     """
 
     words: WordsModel
     pictures: Callable[[], PicturesModel]
     count_tokens: Callable[[Sequence[str]], int]
     whole: Callable[[], DualEncoder] | None = None
+    fit: ImagePreprocess | None = None
 
 
 def load_parts(name: str) -> ModelParts:
@@ -92,10 +98,10 @@ def load_parts(name: str) -> ModelParts:
         WeightsError: There is no such model, or it is damaged.
     """
     from costream.encoders.light.text import load_text_encoder
-    from costream.encoders.locate import locate_model
     from costream.encoders.preprocess import load_tokenizer
 
-    tokenizer = load_tokenizer(locate_model(name) / "tokenizer.json")
+    directory = locate_model(name)
+    tokenizer = load_tokenizer(directory / "tokenizer.json")
 
     def pictures() -> PicturesModel:
         from costream.encoders.light.vision import load_image_encoder
@@ -111,8 +117,21 @@ def load_parts(name: str) -> ModelParts:
         return sum(len(found.ids) for found in tokenizer.encode_batch(list(texts)))
 
     return ModelParts(
-        words=load_text_encoder(name), pictures=pictures, count_tokens=count_tokens, whole=whole
+        words=load_text_encoder(name),
+        pictures=pictures,
+        count_tokens=count_tokens,
+        whole=whole,
+        fit=_fit_of(directory),
     )
+
+
+def _fit_of(directory: Path) -> ImagePreprocess | None:
+    description = read_description(directory, ours=False)
+    if description.get("format") != FORMAT:
+        return None
+    source = directory / "config.json"
+    config = field_of(description, "config", source, dict)
+    return from_dict(ImagePreprocess, field_of(config, "image_preprocess", source, dict))
 
 
 class Ticket:

@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 import numpy as np
 from anyio import CapacityLimiter, to_thread
 
+from costream.data.decode_apart import Decoders
+from costream.encoders.preprocess import ImagePreprocess
 from costream.errors import CostreamError
 from costream.index.protocol import SearchIndex
 from costream.index.records import Item
@@ -77,6 +79,7 @@ class Service:
         self.collection = Collection(Place(place, kernel=settings.kernel), settings, cache=cache)
         self.metrics = Metrics()
         self.sessions = Sessions()
+        self.decoders = Decoders()
         self.fetcher = Fetcher(max_bytes=settings.limits.body_bytes)
         self._load = load
         self._parts = load(self.collection.index)
@@ -110,6 +113,7 @@ class Service:
                 task.cancel()
             await asyncio.gather(*beside, return_exceptions=True)
             await self._model.stop()
+            self.decoders.close()
             self.collection.close()
 
     @property
@@ -122,6 +126,11 @@ class Service:
         if self._model is None or self._model_error:
             raise Problem(503, self._model_error or "the service is starting")
         return self._model
+
+    @property
+    def picture_settings(self) -> ImagePreprocess | None:
+        """How the model fits pictures, where that is known."""
+        return self._parts.fit
 
     async def search(self, query: Query) -> Answer:
         """Answer a question; a cancelled caller's work is taken back from the model.
@@ -271,6 +280,7 @@ class Service:
         if parts.words.space != index.space:
             self._model_error = "the index was made with another model than this service has"
             return
+        self._parts = parts
         self._model, self._model_error = ServedModel(parts, self.settings.limits), ""
         if old is not None:
             await old.stop()

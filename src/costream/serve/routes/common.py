@@ -11,10 +11,12 @@ from typing import Any, TypeVar
 import orjson
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
+from PIL import Image
 
-from costream.data.decode import open_image
 from costream.errors import DataError
 from costream.index import Filter, parse_filter
+from costream.search.engine import cut_region
+from costream.search.query import Region
 from costream.serve.collection import Collection
 from costream.serve.problems import ClientGoneError, Problem
 from costream.serve.service import Service
@@ -53,44 +55,54 @@ def json_response(value: object) -> Response:
     return Response(content, media_type="application/json")
 
 
-def decoded_picture(text: str, service: Service) -> bytes:
-    """The bytes of a picture that was sent, after they have proven to be one.
-
-    Args:
-        text: base64.
-        service: With the limits.
-
-    Returns:
-        The encoded picture.
+def picture_bytes(text: str) -> bytes:
+    """The encoded picture that was sent as base64.
 
     Raises:
-        Problem: 422 when it is none, or too large.
+        Problem: 422 when it is no base64.
     """
     try:
-        content = base64.b64decode(text, validate=True)
+        return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise Problem(
             422, "a picture is no base64", hint="standard base64, without a data: prefix"
         ) from error
-    check_picture(content, service)
-    return content
 
 
-def check_picture(content: bytes, service: Service) -> None:
-    """Refuse what is no picture, before it takes a place in a batch.
+def decoded_picture(content: bytes, service: Service, region: Region | None = None) -> Image.Image:
+    """A picture that was sent, as the model takes it; decoded in another process.
 
     Args:
         content: Encoded bytes.
         service: With the limits.
+        region: The part of it that counts.
+
+    Returns:
+        RGB; small where the model says how it fits pictures.
 
     Raises:
-        Problem: 422.
+        Problem: 422 when it is none, too large, or breaks its decoder.
     """
+    fit, limits = service.picture_settings, service.settings.limits
+    # A part is cut from the whole, as everywhere.
+    side = None if fit is None or region is not None else fit.decoded_px
     try:
-        # A JPEG is decoded at an eighth of its size here, which is a fraction of the work.
-        open_image(content, max_pixels=service.settings.limits.pixels, smallest_side=32)
+        picture = service.decoders.decode(
+            content,
+            "the picture that was sent",
+            max_pixels=limits.pixels,
+            smallest_side=side,
+            limit_s=limits.answer_s,
+        )
     except DataError as error:
         raise Problem(422, error.message, hint=error.hint) from error
+    if region is not None:
+        picture = cut_region(picture, region)
+    if fit is None or fit.crop_share < 1:
+        # What is cut already would be cut again.
+        return picture
+    # Many may wait for the model: they wait as small as it takes them.
+    return Image.fromarray(fit.pixels(picture).transpose(1, 2, 0))
 
 
 def read_filter(conditions: Sequence[str], collection: Collection) -> Filter | None:

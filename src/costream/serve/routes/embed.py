@@ -16,6 +16,7 @@ from costream.serve.routes.common import (
     StrictRoute,
     decoded_picture,
     json_response,
+    picture_bytes,
     service_of,
     until_gone,
 )
@@ -39,7 +40,9 @@ async def embed(request: Request, body: EmbedRequest) -> Response:
 
     async def work() -> Response:
         pictures = [
-            await service.with_files(lambda image=image: decoded_picture(image, service))  # type: ignore[misc]
+            await service.with_files(
+                lambda image=image: decoded_picture(picture_bytes(image), service)  # type: ignore[misc]
+            )
             for image in body.images
         ]
         model = service.model

@@ -12,9 +12,9 @@ from costream.search import Query as Question
 from costream.serve.problems import Problem
 from costream.serve.routes.common import (
     StrictRoute,
-    check_picture,
     decoded_picture,
     json_response,
+    picture_bytes,
     read_filter,
     service_of,
     until_gone,
@@ -151,10 +151,11 @@ async def _read_term(term: RequestTerm, service: Service) -> Term:
         item = await service.with_files(lambda: service.collection.item(term.like))
         return Like(item.id, weight=term.weight)
     if isinstance(term, UrlTerm):
-        content = await _fetched(term.url, service)
-        return Picture(content, weight=term.weight)
-    content = await service.with_files(lambda: decoded_picture(term.image, service))
-    return Picture(content, weight=term.weight, region=_region(term.region))
+        content, region = await _fetched(term.url, service), None
+    else:
+        content, region = picture_bytes(term.image), _region(term.region)
+    picture = await service.with_files(lambda: decoded_picture(content, service, region))
+    return Picture(picture, weight=term.weight)
 
 
 async def _fetched(url: str, service: Service) -> bytes:
@@ -164,9 +165,7 @@ async def _fetched(url: str, service: Service) -> bytes:
             "got a picture by URL, and this service fetches nothing",
             hint="send the picture itself as base64",
         )
-    content = await service.fetcher.fetch(url)
-    await service.with_files(lambda: check_picture(content, service))
-    return content
+    return await service.fetcher.fetch(url)
 
 
 def _region(shares: list[float] | None) -> tuple[float, float, float, float] | None:

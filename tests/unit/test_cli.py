@@ -216,6 +216,8 @@ def test_names_can_be_left_out_of_it(indexed: Path, costream: Program) -> None:
         ("train", "no-such-method", "--data", "pictures", "--out", "run"),
         ("train", "cots", "--data", "pictures", "--out", "run", "--set", "steps"),
         ("reproduce", "no-such-method"),
+        ("caption", "pictures"),
+        ("caption", "notes.jpg", "--model", "cots-mini"),
         ("index",),
         ("demo", "--pictures", "absent"),
     ],
@@ -446,7 +448,18 @@ def test_doctor_says_what_is_there() -> None:
         assert missing["install"].startswith("pip install")
 
 
-VERBS = ("index", "search", "train", "evaluate", "reproduce", "models", "methods", "doctor", "demo")
+VERBS = (
+    "index",
+    "search",
+    "caption",
+    "train",
+    "evaluate",
+    "reproduce",
+    "models",
+    "methods",
+    "doctor",
+    "demo",
+)
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -24,6 +24,7 @@ from costream.suggest import did_you_mean
 VERBS = (
     "index",
     "search",
+    "caption",
     "serve",
     "mcp",
     "forget",

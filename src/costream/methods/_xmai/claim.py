@@ -11,9 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
 
 from costream.data import DataSet, make_scenes
 from costream.data.scenes import COLOURS
@@ -23,15 +20,14 @@ from costream.evaluate.claims import ClaimRow
 from costream.evaluate.run_log import RunLog
 from costream.methods import xmai
 from costream.methods._xmai.words import WordModel
-from costream.objectives import Losses
+from costream.objectives.in_batch import Contrast
 from costream.parts import System
-from costream.records import Batch, Features, Sample
+from costream.records import Sample
 from costream.train.config import TrainConfig
 from costream.train.short import train_short
 from costream.train.worlds import World, make_world, tiny_models
 
 _NAMED = 0.3
-_TEMPERATURE = 0.07
 _COLOUR = re.compile(rf"\b({'|'.join(COLOURS)}) ")
 
 
@@ -47,27 +43,6 @@ class Scale:
     train: int = 3000
     measured: int = 400
     loop: TrainConfig = _LOOP
-
-
-class Contrast:
-    """Symmetric contrast within the batch (an `Objective`)."""
-
-    def init_state(self, model: DualEncoder) -> nn.Module:
-        """Nothing is carried."""
-        return nn.Module()
-
-    def loss(
-        self, model: DualEncoder, batch: Batch, features: Mapping[str, Features], state: nn.Module
-    ) -> Losses:
-        """Cross entropy of both directions."""
-        scores = features["image"].pooled @ features["text"].pooled.T / _TEMPERATURE
-        own = torch.arange(len(scores))
-        total: Tensor = functional.cross_entropy(scores, own)
-        total = (total + functional.cross_entropy(scores.T, own)) / 2
-        return Losses(total=total, parts={"contrast": total.detach()})
-
-    def after_step(self, model: DualEncoder, state: nn.Module) -> None:
-        """Nothing follows."""
 
 
 def reproduce(options: ClaimOptions) -> list[ClaimTable]:

@@ -1,0 +1,1 @@
+"""What MacCap is made of besides its file."""

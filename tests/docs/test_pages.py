@@ -31,7 +31,9 @@ from costream.encoders.locate import shipped_models
 Program = Any  # of tests/conftest.py, which cannot be imported
 
 # What every training command gets, whatever it says itself.
-SHORT = {"steps": "2", "batch_size": "4", "visual_tokenizer": "kmeans", "visual_codes": "16"}
+SHORT = {"steps": "2", "batch_size": "4"}
+# Of the methods that have these options.
+SHORT_CODES = {"visual_tokenizer": "kmeans", "visual_codes": "16"}
 
 
 def name_of(page: Path) -> str:
@@ -102,10 +104,11 @@ class Runner:
 
 def shortened(words: list[str]) -> list[str]:
     """A training command with the settings of `SHORT` in place of its own."""
-    kept = [word for word in words if word.partition("=")[0] not in SHORT]
+    settings = SHORT | SHORT_CODES if "cots" in words[1].split(",") else SHORT
+    kept = [word for word in words if word.partition("=")[0] not in settings]
     if kept[-1] == "--set":
         kept.pop()
-    return [*kept, "--set", *(f"{key}={value}" for key, value in SHORT.items())]
+    return [*kept, "--set", *(f"{key}={value}" for key, value in settings.items())]
 
 
 @pytest.fixture

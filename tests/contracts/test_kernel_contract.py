@@ -40,6 +40,7 @@ def make(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Mad
         # On a machine without instructions for it it is right as well, only slow.
         monkeypatch.setattr(int8, "pays", lambda dim: True)
         monkeypatch.setattr(int8, "BLOCK_ROWS", 2**8)
+        monkeypatch.setattr(int8, "LAST_ROWS", 2**6)
     elif request.param == "graph":
         from costream.scoring.kernels import graph
 

@@ -17,6 +17,7 @@ from costream.scoring.kernels.rows import Rows
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(int8, "BLOCK_ROWS", 600)
+    monkeypatch.setattr(int8, "LAST_ROWS", 100)
     monkeypatch.setattr(int8, "CODED_ROWS", 64)
     monkeypatch.setattr(int8, "BATCH_QUERIES", 16)
 
@@ -51,7 +52,7 @@ def test_every_best_row_is_proposed_and_few_others(top: int, sign: int) -> None:
     queries[:, 0] = sign
     for query, rows in zip(queries, proposals(vectors, queries, top), strict=True):
         assert set(true_best(vectors, query, top)) <= set(rows.tolist())
-        assert len(rows) < 1000
+        assert len(rows) < 2 * top + 10
         assert np.all(np.diff(rows) > 0)
 
 
@@ -124,10 +125,12 @@ def test_a_coordinate_that_is_large_in_all_rows_costs_little() -> None:
 
 def test_what_was_added_is_found_and_what_was_known_is_not_coded_again() -> None:
     vectors = vectors_of(15, 1500, 32)
-    first = Int8Pass.of(Rows(vectors_ND=vectors[:1300]))
+    first = Int8Pass.of(Rows(vectors_ND=vectors[:1350]))
     grown = Int8Pass.of(Rows(vectors_ND=vectors), first)
     whole = Int8Pass.of(Rows(vectors_ND=vectors))
-    assert grown._blocks[:2] == first._blocks[:2]
+    # Two whole blocks and a whole one of the last; the one of 50 rows has 100 now.
+    assert grown._blocks[:3] == first._blocks[:3]
+    assert len(grown._blocks) == 5
     unit = unit_queries(vectors[1000:].astype(np.float32), 32, 3)
     got, want = grown.candidates(unit, 3), whole.candidates(unit, 3)
     assert got is not None

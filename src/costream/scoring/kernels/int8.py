@@ -12,7 +12,8 @@ lengths of the differences are measured, not estimated.
 
 So every score lies in a known interval. The `top`-th best lower end found so far is a floor: a row
 whose upper end is below it cannot belong to the answer. Of each 32 rows the best score only is
-compared at first.
+compared at first. What is left, some hundred rows a query, is scored in float32, whose interval is
+a thousandth of that, before anything is summed in float64.
 
 Shape letters: Q queries, N rows, B rows of a block, S of a slice, G groups, W rows of a group, D
 dimensions, R turned together.
@@ -36,9 +37,10 @@ from torch import Tensor
 from costream.scoring.dot import error_bound
 from costream.scoring.kernels.rows import Rows
 
-# Codes of one block: 8 MB at 512 dimensions. What was added lately is coded again with each change,
-# at most so many rows.
-BLOCK_ROWS = 2**14
+# Codes of one block: 32 MB at 512 dimensions. The rows after the last whole block are in smaller
+# ones, of which the last is coded again with each addition.
+BLOCK_ROWS = 2**16
+LAST_ROWS = 2**13
 GROUP_ROWS = 32
 # Rows coded at a time: 1 MB as float32, a multiple of a group.
 CODED_ROWS = 512
@@ -135,16 +137,17 @@ class Int8Pass:
 
     @classmethod
     def of(cls, rows: Rows, before: Int8Pass | None = None) -> Int8Pass:
-        """Code all rows, or only those that `before` has in no full block.
+        """Code all rows, or only those that are not in the same block of `before`.
 
         Args:
             rows: What is searched, no row zero.
             before: The pass over the first of these rows.
         """
-        full = () if before is None else before._blocks[: len(before.rows) // BLOCK_ROWS]
-        starts = range(len(full) * BLOCK_ROWS, len(rows), BLOCK_ROWS)
-        new = (_Block.of(rows, start, min(start + BLOCK_ROWS, len(rows))) for start in starts)
-        return cls(rows, (*full, *new))
+        known: dict[tuple[int, int], _Block] = {}
+        if before is not None:
+            known = dict(zip(_bounds(len(before.rows)), before._blocks, strict=True))
+        bounds = _bounds(len(rows))
+        return cls(rows, tuple(known.get(each) or _Block.of(rows, *each) for each in bounds))
 
     @property
     def memory_bytes(self) -> int:
@@ -183,7 +186,10 @@ class Int8Pass:
                 if survivors.too_many(len(self.rows)):
                     return None
             found += survivors.rows()
-        return found
+        return [
+            _narrowed(self.rows, unit_D, near_M, top)
+            for unit_D, near_M in zip(unit_QD, found, strict=True)
+        ]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -244,14 +250,15 @@ class _Survivors:
             scales_QG = scales_QG.repeat_interleave(GROUP_ROWS, dim=1)
             errors_QG = errors_QG.repeat_interleave(GROUP_ROWS, dim=1)
         products_QGW = products_QB.view(len(products_QB), -1, group_rows)
-        best_QG = _scores(products_QGW.amax(dim=2), scales_QG)
+        best_QG = _scores(products_QGW.amax(dim=2), scales_QG, hidden_B)
         # The best of a group is the score of a row, so that its lower end counts.
         if self._num_blocks & (self._num_blocks - 1) == 0:
             self._raise_floor(_lower(best_QG, errors_QG))
         self._num_blocks += 1
         hopeful_QG = _upper(best_QG, errors_QG) >= self._floor_Q1
         queries_P, groups_P = torch.nonzero(hopeful_QG, as_tuple=True)
-        scores_PW = _scores(products_QGW[queries_P, groups_P], scales_QG[queries_P, groups_P, None])
+        products_PW = products_QGW[queries_P, groups_P]
+        scores_PW = _scores(products_PW, scales_QG[queries_P, groups_P, None], hidden_B)
         errors_P1 = errors_QG[queries_P, groups_P, None]
         upper_PW = _upper(scores_PW, errors_P1)
         pairs_M, places_M = torch.nonzero(upper_PW >= self._floor_Q1[queries_P], as_tuple=True)
@@ -288,10 +295,29 @@ class _Survivors:
         return found
 
 
-def _scores(products: Tensor, scales: Tensor) -> Tensor:
+def _narrowed(
+    rows: Rows, unit_D: NDArray[np.float32], near_M: NDArray[np.int64], top: int
+) -> NDArray[np.int64]:
+    """Those of some rows that may be among the best by a float32 product and its bound."""
+    if len(near_M) <= 2 * top:
+        return near_M
+    wide_MD = torch.from_numpy(rows.vectors_ND[near_M]).float()
+    scores_M = wide_MD @ torch.from_numpy(unit_D)
+    lengths_M = torch.linalg.vector_norm(wide_MD, dim=1)
+    if rows.metric == "cosine":
+        scores_M /= lengths_M
+        # The length is itself off by fewer roundings than a dot product has.
+        bound = 2 * error_bound(len(unit_D), 1.0)
+    else:
+        bound = error_bound(len(unit_D), float(lengths_M.max()) * 1.001)
+    floor = float(scores_M.topk(top).values[-1]) - 2 * bound
+    return near_M[(scores_M >= floor).numpy()]
+
+
+def _scores(products: Tensor, scales: Tensor, hidden_B: Tensor | None) -> Tensor:
     """Scores of products; -inf of those that are hidden."""
     scores = products * scales
-    return scores.masked_fill_(products == _HIDDEN, -math.inf)
+    return scores if hidden_B is None else scores.masked_fill_(products == _HIDDEN, -math.inf)
 
 
 def _lower(scores: Tensor, errors: Tensor) -> Tensor:
@@ -305,6 +331,13 @@ def _upper(scores: Tensor, errors: Tensor) -> Tensor:
 
 def _code(wide: Tensor, scales: Tensor) -> Tensor:
     return (wide / scales).round_().clamp_(-_LARGEST, _LARGEST)
+
+
+def _bounds(num_rows: int) -> list[tuple[int, int]]:
+    """First row of each block and the one after its last."""
+    num_whole = num_rows - num_rows % BLOCK_ROWS
+    starts = [*range(0, num_whole, BLOCK_ROWS), *range(num_whole, num_rows, LAST_ROWS), num_rows]
+    return list(itertools.pairwise(starts))
 
 
 def _slices(rows_B: NDArray[np.int64]) -> list[NDArray[np.int64]]:

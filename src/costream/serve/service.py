@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from anyio import CapacityLimiter, to_thread
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from costream.data.decode_apart import Decoders
 from costream.encoders.preprocess import ImagePreprocess
@@ -107,7 +108,10 @@ class Service:
             asyncio.create_task(self._try(), name="costream-warm"),
         ]
         try:
-            yield
+            # Requests are what runs side by side: threads within one small product only wait for
+            # each other, which costs as much processor time again.
+            with threadpool_limits(limits=1, user_api="blas"):
+                yield
         finally:
             for task in beside:
                 task.cancel()

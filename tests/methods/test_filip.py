@@ -147,6 +147,14 @@ def test_scores_in_blocks_are_those_at_once_with_their_gradient() -> None:
     assert torch.allclose(found, expected, atol=1e-6)
 
 
+def test_vectors_made_without_gradients_are_scored_in_blocks_too() -> None:
+    """What inference mode makes can be kept for no backward pass."""
+    with torch.inference_mode():
+        queries, items = torch.rand(3, 4, 5), torch.rand(7, 6, 5)
+    blocks = late_scores(queries, items, at_once=3 * 4 * 6 * 2)
+    torch.testing.assert_close(blocks, late_scores(queries, items))
+
+
 def test_pruning_keeps_the_tokens_that_are_answered_best() -> None:
     tokens = torch.tensor([[E1, HALF, [-1.0, 0.0]], [E2, E1, E1]])
     mask = torch.tensor([[True, True, True], [True, True, False]])

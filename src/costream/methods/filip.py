@@ -136,14 +136,17 @@ def late_scores(
     each = max(1, at_once // max(1, queries.shape[0] * queries.shape[1] * items.shape[1]))
     if each >= len(items):
         return _block(queries, items, query_mask, item_mask)
+    is_trained = torch.is_grad_enabled() and (queries.requires_grad or items.requires_grad)
     blocks = []
     for first in range(0, len(items), each):
         some = slice(first, first + each)
         mask = None if item_mask is None else item_mask[some]
-        # In a backward pass the products are computed again: held they would fill the memory.
-        blocks.append(
-            checkpoint(_block, queries, items[some], query_mask, mask, use_reentrant=False)
-        )
+        arguments = (queries, items[some], query_mask, mask)
+        if is_trained:
+            # In a backward pass the products are computed again: held they would fill the memory.
+            blocks.append(checkpoint(_block, *arguments, use_reentrant=False))
+        else:
+            blocks.append(_block(*arguments))
     return torch.cat(blocks, dim=1)
 
 

@@ -42,7 +42,7 @@ _SMALL = Config(queries=8, feed_forward=512, dropout=0.0, beams=1, new_tokens=24
 _SMALLEST_GAIN = 1.0
 _SAMPLES = 4
 _TOWERS = TrainConfig(
-    steps=500, batch_size=64, learning_rate=1e-3, warmup_steps=40, weight_decay=0.05
+    steps=400, batch_size=64, learning_rate=1e-3, warmup_steps=40, weight_decay=0.05
 )
 
 
@@ -57,7 +57,7 @@ class Scale:
         config: Of the adaptor.
     """
 
-    steps: int = 600
+    steps: int = 400
     batch_size: int = 32
     rate: float = 1e-3
     config: Config = field(default=_SMALL)

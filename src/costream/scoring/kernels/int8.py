@@ -311,7 +311,8 @@ def _narrowed(
     else:
         bound = error_bound(len(unit_D), float(lengths_M.max()) * 1.001)
     floor = float(scores_M.topk(top).values[-1]) - 2 * bound
-    return near_M[(scores_M >= floor).numpy()]
+    kept_M: NDArray[np.int64] = near_M[(scores_M >= floor).numpy()]
+    return kept_M
 
 
 def _scores(products: Tensor, scales: Tensor, hidden_B: Tensor | None) -> Tensor:

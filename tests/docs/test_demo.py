@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, object]], float]:
     folder = tmp_path_factory.mktemp("demo")
-    start = time.monotonic()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         [sys.executable, "-m", "costream", "demo", "--json"],
         cwd=folder,
@@ -28,7 +28,9 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str,
         text=True,
         check=True,
     )
-    return folder, json.loads(done.stdout), time.monotonic() - start
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return folder, json.loads(done.stdout), seconds
 
 
 def test_three_searches_find_something(
@@ -45,9 +47,10 @@ def test_the_page_is_there(demo: tuple[Path, list[dict[str, object]], float]) ->
     assert "is not there" not in page
 
 
-def test_it_takes_less_than_a_minute(
+def test_it_takes_less_than_a_minute_of_one_core(
     demo: tuple[Path, list[dict[str, object]], float],
 ) -> None:
+    """Processor time: what else the machine does is not the demo's."""
     assert demo[2] < 60
 
 

@@ -492,7 +492,7 @@ def test_presets_are_found_by_name() -> None:
 @pytest.mark.parametrize(
     ("key", "text"),
     [
-        ("steps", "0"),
+        ("steps", "-1"),
         ("batch_size", "0"),
         ("accumulate", "0"),
         ("captions", "0"),

@@ -56,15 +56,17 @@ def _proc(path: str, name: str) -> str:
     return ""
 
 
-def timed(calls: Iterable[Callable[[], object]]) -> dict[str, float]:
+def timed(calls: Iterable[Callable[[], object]], most_s: float = float("inf")) -> dict[str, float]:
     """Milliseconds of calls: the best, the median, the 95th percentile, and of the processor.
 
     The last is the mean over all cores together. It and the best say most when other programs keep
-    the machine busy.
+    the machine busy. No call begins after `most_s` seconds.
     """
-    spent, busy = [], time.process_time()
+    spent, begin, busy = [], time.perf_counter(), time.process_time()
     for call in calls:
         started = time.perf_counter()
+        if started - begin > most_s:
+            break
         call()
         spent.append(1e3 * (time.perf_counter() - started))
     busy = 1e3 * (time.process_time() - busy) / len(spent)

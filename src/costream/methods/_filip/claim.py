@@ -190,11 +190,13 @@ def _row(name: str, runs: Runs, metric: str, method: Arm, baseline: Arm) -> Clai
 
 
 def _settings(world: worlds.World, sizes: Sizes) -> dict[str, str]:
+    model = world.make(0)
     return {
         **world.facts,
         "steps": f"{sizes.loop.steps} of {sizes.loop.batch_size} pictures with one caption each, "
         "in every arm",
-        "same numbers": "as many dimensions a patch as make all patches as large as one vector",
+        "same numbers": f"{_same_numbers(model)} dimensions a patch, so that all patches are as "
+        "large as one vector",
         "selection": "none: the last step is measured",
     }
 
@@ -238,9 +240,13 @@ def _run(world: worlds.World, arm: Arm, loop: TrainConfig) -> dict[str, float]:
     return values
 
 
+def _same_numbers(model: DualEncoder) -> int:
+    """So few dimensions a patch that all of a picture are as many numbers as one vector."""
+    return max(1, model.config.dim // model.vision.grid**2)
+
+
 def _narrow(model: DualEncoder, seed: int) -> None:
-    """Give patches so few dimensions that all of a picture are as many numbers as one vector."""
-    dim = max(1, model.config.dim // model.vision.grid**2)
+    dim = _same_numbers(model)
     torch.manual_seed(seed)
     model.image_projection = nn.Linear(model.vision.width, dim, bias=False)
     model.text_projection = nn.Linear(model.text.width, dim, bias=False)

@@ -126,7 +126,8 @@ def _claims(card: Card, result: ClaimResult | None) -> list[str]:
         return [f"{command} runs its experiment; no result is stored yet."]
     where = ", ".join(f"{key} {value}" for key, value in result.machine.items())
     took = f"{command} took {result.seconds / 60:.1f} minutes on {where}."
-    return [took, *(render_claim(table, "markdown") for table in result.tables)]
+    scale = [] if result.shows_all() else [f"Scale: {card.scale}"]
+    return [took, *scale, *(render_claim(table, "markdown") for table in result.tables)]
 
 
 if __name__ == "__main__":

@@ -63,6 +63,7 @@ CARD = {{
     "index_impact": "reencode",
     "losses": ("contrast",),
     "summary": "Contrast within the batch.",
+    "scale": "Published with what data and models; what its claim needs to show.",
 }}
 
 

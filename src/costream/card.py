@@ -43,12 +43,15 @@ class Card:
             vectors an item, hold sparse vectors, or be a first stage for scores of pairs.
         losses: Names of the losses that it logs, in words.
         summary: One or two sentences.
+        scale: With what data and models it was published, and so what a claim that does not show
+            here would need; stands beside such claims.
 
     Example:
         >>> Card(
         ...     name="clip", title="CLIP", paper="Learning Transferable Visual Models", year=2021,
         ...     kind="training objective", slots=("objective",), index_impact="reencode",
         ...     losses=("contrast",), summary="Two towers, symmetric contrast.",
+        ...     scale="Published with 400 million pairs.",
         ... ).slots
         ('objective',)
     """
@@ -62,6 +65,7 @@ class Card:
     index_impact: IndexImpact
     losses: tuple[str, ...] = ()
     summary: str
+    scale: str
 
 
 def find_methods(folder: Path = METHODS_FOLDER) -> dict[str, Card]:

@@ -21,6 +21,7 @@ FIELDS = """
     index_impact="reencode",
     losses=("contrast",),
     summary="It aligns " "things.",
+    scale="Published with many pairs.",
 """
 
 
@@ -49,6 +50,7 @@ def test_cards_are_read_without_running_the_file(tmp_path: Path) -> None:
         index_impact="reencode",
         losses=("contrast",),
         summary="It aligns things.",
+        scale="Published with many pairs.",
     )
 
 
@@ -68,7 +70,7 @@ def test_forms_of_a_card(tmp_path: Path, form: str) -> None:
 def test_a_dict_is_a_card_too_and_hyphens_are_underscores_in_files(tmp_path: Path) -> None:
     card = (
         'CARD = {"name": "a-b", "title": "t", "paper": "p", "year": 2020, "kind": "k",'
-        ' "slots": ["rank"], "index_impact": "none", "summary": "s"}'
+        ' "slots": ["rank"], "index_impact": "none", "summary": "s", "scale": "large"}'
     )
     made = read_card(write(tmp_path, "a_b", card=card))
     assert (made.name, made.slots, made.losses) == ("a-b", ("rank",), ())

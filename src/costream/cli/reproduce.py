@@ -107,11 +107,15 @@ def _reproduce(name: str, options: ClaimOptions) -> Sequence[ClaimTable]:
 
 
 def _shown(name: str, tables: Sequence[ClaimTable], *, as_json: bool) -> dict[str, Any]:
+    from costream.card import find_method
     from costream.evaluate.claims import claim_to_json, render_claim
 
+    scale = find_method(name).scale
     if not as_json:
         say("\n\n".join(render_claim(table) for table in tables))
-    return {"method": name, "claims": [claim_to_json(table) for table in tables]}
+        if any(row.verdict != "shown" for table in tables for row in table.rows):
+            say(f"\nscale: {scale}")
+    return {"method": name, "scale": scale, "claims": [claim_to_json(t) for t in tables]}
 
 
 def _write_page(folder: Path) -> None:

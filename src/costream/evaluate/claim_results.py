@@ -21,6 +21,7 @@ from costream.evaluate.claims import (
     Verdict,
     claim_from_json,
     claim_to_json,
+    notes,
 )
 
 ORDER: tuple[Verdict, ...] = ("shown", "not shown", "contradicted")
@@ -51,6 +52,10 @@ class ClaimResult:
         """How many comparisons have each verdict."""
         verdicts = [row.verdict for table in self.tables for row in table.rows]
         return {verdict: verdicts.count(verdict) for verdict in ORDER}
+
+    def shows_all(self) -> bool:
+        """Whether every comparison shows what it claims."""
+        return all(row.verdict == "shown" for table in self.tables for row in table.rows)
 
     def in_words(self) -> str:
         """The verdicts of all comparisons in a few words."""
@@ -179,6 +184,7 @@ def _section(result: ClaimResult, card: Card) -> str:
         f'<section id="{html.escape(card.name)}"><h2>{html.escape(card.name)}</h2>',
         f"<p>{html.escape(card.summary)}</p>{warning}",
         *(_table(table) for table in result.tables),
+        "" if result.shows_all() else f"<p><b>Scale.</b> {html.escape(card.scale)}</p>",
         f"<p class=small>{result.seconds / 60:.1f} minutes on {html.escape(where)}</p></section>",
     ]
     return "\n".join(parts)
@@ -194,7 +200,7 @@ def _table(table: ClaimTable) -> str:
             f"{row.gain:+.2f} [{row.low:+.2f}, {row.high:+.2f}]",
             _interval_picture(row),
             f'<b style="color:{_COLOURS[row.verdict]}">{row.verdict}</b>'
-            + (f"<br><small>{html.escape(row.note)}</small>" if row.note else ""),
+            + "".join(f"<br><small>{html.escape(note)}</small>" for note in notes(row)),
         )
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     head = "".join(

@@ -26,6 +26,7 @@ IntervalKind = Literal["t", "bootstrap"]
 Form = Literal["text", "markdown"]
 
 _DRAWS_AT_ONCE = 2**22
+_MOST_RUNS = 100
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -276,6 +277,30 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def runs_to_show(row: ClaimRow) -> int | None:
+    """About how many runs would show the measured gain, if it and its spread are the true ones.
+
+    Args:
+        row: A comparison of seeds.
+
+    Returns:
+        At most 100; None when the gain is no larger than the threshold, or more would be needed.
+
+    Example:
+        >>> runs_to_show(compare_seeds("hit@1", [3.0, 3.5, 4.5], [2.0, 3.0, 2.5]))
+        5
+    """
+    differences = np.subtract(row.method, row.baseline)
+    spread = float(differences.std(ddof=1))
+    over = row.gain - row.threshold
+    if over <= 0:
+        return None
+    for count in range(2, _MOST_RUNS + 1):
+        if _t_quantile(row.confidence, count - 1) * spread / math.sqrt(count) < over:
+            return count
+    return None
+
+
 def render_claim(table: ClaimTable, form: Form = "text") -> str:
     """The table for people.
 
@@ -290,12 +315,12 @@ def render_claim(table: ClaimTable, form: Form = "text") -> str:
         ConfigError: When the form is unknown.
 
     Example:
-        >>> row = compare_seeds("hit@1", [3.0, 3.5], [1.0, 1.0], unit="%")
+        >>> row = compare_seeds("hit@1", [3.0, 3.1], [1.0, 1.0], unit="%")
         >>> print(render_claim(ClaimTable(title="It helps", rows=(row,), settings={})))
         It helps
         <BLANKLINE>
-        comparison  method           baseline         gain                           verdict
-        hit@1       3.25 % (2 runs)  1.00 % (2 runs)  2.25 [-0.93, 5.43] at 95 %, t  not shown
+        comparison  method           baseline         gain                          verdict
+        hit@1       3.05 % (2 runs)  1.00 % (2 runs)  2.05 [1.41, 2.69] at 95 %, t  shown
     """
     if form not in get_args(Form):
         raise ConfigError(f"form is {form!r}, expected 'text' or 'markdown'")
@@ -386,8 +411,27 @@ def _cells(row: ClaimRow) -> tuple[str, ...]:
         f"{row.gain:.2f} [{row.low:.2f}, {row.high:.2f}] "
         f"at {100 * row.confidence:g} %, {row.interval}{over}"
     )
-    verdict = f"{row.verdict} ({row.note})" if row.note else str(row.verdict)
+    said = "; ".join(notes(row))
+    verdict = f"{row.verdict} ({said})" if said else str(row.verdict)
     return row.name, mean(row.method), mean(row.baseline), gain, verdict
+
+
+def notes(row: ClaimRow) -> list[str]:
+    """What stands beside a verdict: what a reader must know, and how far it is from being shown.
+
+    Args:
+        row: Any comparison.
+
+    Example:
+        >>> notes(compare_seeds("hit@1", [3.0, 3.5, 4.5], [2.0, 3.0, 2.5]))
+        ['5 runs may show it']
+    """
+    found = [row.note] if row.note else []
+    if row.verdict == "not shown" and row.interval == "t":
+        runs = runs_to_show(row)
+        if runs is not None:
+            found.append(f"{runs} runs may show it")
+    return found
 
 
 def _check_differences(

@@ -90,6 +90,9 @@ CARD = {
     "losses": ("caption",),
     "summary": "Teaches a frozen language model to write captions from noisy vectors of texts, "
     "then gives it those of pictures and their parts; the best of several is kept.",
+    "scale": "Published with CLIP ViT-B/32, whose gap between pictures and texts the noise is made "
+    "to close, OPT-1.3B and all captions of COCO, eight times. A claim about captions needs towers "
+    "that see what is there: those on scenes here name 4 to 6 objects in a hundred.",
 }
 
 _MODULE: Final = "maccap"

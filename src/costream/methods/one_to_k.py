@@ -64,6 +64,9 @@ CARD = {
     "losses": ("image_to_text", "text_to_image"),
     "summary": "A picture against its captions in K languages at once; Mean Rank Variance measures "
     "how much the rank depends on the language.",
+    "scale": "Published with Swin-B and XLM-R-large, captions in 6 or 10 languages by machine "
+    "translation, 30 epochs. Ranks agree between languages only as far as a model ranks at all, so "
+    "the effect grows with training.",
 }
 
 LEAST_TEMPERATURE, GREATEST_TEMPERATURE = 0.001, 0.5

@@ -65,6 +65,9 @@ CARD = {
     "losses": ("text_to_video", "video_to_text"),
     "summary": "Pools the frames of a video by the attention of each text; pairs are scored behind "
     "a first stage.",
+    "scale": "Published with CLIP ViT-B/32 fine-tuned on 7,000 to 9,000 clips of twelve frames. "
+    "What training adds to attention that is not trained shows where frames share much that says "
+    "nothing of the text, as those of one real scene do.",
 }
 
 _GREATEST_SCALE = 100.0

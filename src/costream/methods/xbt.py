@@ -79,6 +79,9 @@ CARD = {
     "losses": ("target", "pair"),
     "summary": "Lets a new model ask the index of an old one: a map between their spaces learned "
     "from texts, and adapters that look through it.",
+    "scale": "Published with large pretrained models; in a third party's figures CLIP L/14 asks a "
+    "gallery of B/32, where the gain is 1 to 4 points. Noise and the second stage pay with towers "
+    "that have seen more than 200 steps of training, and with more than 40 steps.",
 }
 
 

@@ -73,6 +73,9 @@ CARD = {
     "index_impact": "none",
     "summary": "Inserts likely, fitting, misleading words before nouns and measures what "
     "text-to-image retrieval loses, with the share of inserted words that are true.",
+    "scale": "Published with a CLIP that ranks COCO with an MRR of 0.63, of which insertions take "
+    "a sixth, and attributes of a detector. A model must rank well before words can take much "
+    "away.",
 }
 
 Weight = Annotated[float, Range(0)]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from costream.errors import ConfigError
-from costream.index import Index, Item
+from costream.index import Filter, Index, Item
 from costream.records import Features, Space
 from costream.scoring.protocol import RankContext, Scores
 from costream.search import Answer, Like, Query, Searcher, Words
@@ -113,6 +113,17 @@ def test_pairs_are_of_words_an_example_is_answered_by_the_first_stage(clips: Ind
     plain = Searcher(clips, Directions()).answer(query)
     paired = Searcher(clips, Directions(), scorer=WorstMoment()).answer(query)
     assert [one.id for one in paired.results] == [one.id for one in plain.results]
+    assert paired.exact and plain.exact
+
+
+def test_the_answer_is_exact_where_every_item_was_scored(clips: Index) -> None:
+    """Passed over is what the first stage leaves out; of few items it leaves out none."""
+    few = Filter(ids=frozenset(f"clip{n:03}" for n in range(200)))
+    more = Filter(ids=frozenset(f"clip{n:03}" for n in range(201)))
+    searcher = Searcher(clips, Directions(), scorer=WorstMoment())
+    for where, exact in ((few, True), (more, False), (None, False)):
+        query = Query(terms=(Words("red"),), where=where, hybrid=False)
+        assert searcher.answer(query).exact is exact
 
 
 def test_only_scorers_of_pairs_are_taken(clips: Index) -> None:

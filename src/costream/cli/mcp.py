@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from costream.cli._model_of_index import recall_model
-from costream.cli.options import DEFAULT_INDEX, DEFAULT_MODEL, IndexPlace
+from costream.cli.options import DEFAULT_INDEX, DEFAULT_MODEL, IndexPlace, RankSteps
 from costream.errors import ConfigError
 
 if TYPE_CHECKING:
     from costream.index import SearchIndex
-    from costream.search.engine import TextEncoder
+    from costream.search import Searcher
 
 
 def run(
@@ -26,6 +26,7 @@ def run(
             "--model", metavar="NAME_OR_DIR", help="Default: the one that the index was made with."
         ),
     ] = None,
+    rank: RankSteps = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log every refusal.")] = False,
 ) -> int:
     """Serve an index to a client that starts this program and speaks on its stdin and stdout."""
@@ -37,10 +38,11 @@ def run(
             hint="pip install 'costream[mcp]'",
         ) from error
 
-    def load(opened: SearchIndex) -> TextEncoder:
-        from costream.encoders.light.encoder import LightEncoder
+    def load(opened: SearchIndex) -> Searcher:
+        from costream.search.model import load_searcher
 
-        return LightEncoder(model or recall_model(index, opened.space) or DEFAULT_MODEL)
+        name = model or recall_model(index, opened.space) or DEFAULT_MODEL
+        return load_searcher(opened, name, rank or ())
 
     # On stdout every line is a message of the protocol.
     logging.basicConfig(

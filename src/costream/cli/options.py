@@ -26,6 +26,10 @@ KernelName = Annotated[
         help="What scans the vectors: exact, four_bit or graph. Default: by size.",
     ),
 ]
+RankSteps = Annotated[
+    list[str] | None,
+    typer.Option("--rank", metavar="METHOD", help="A rank step: 'NAME KEY=VALUE ...'; repeatable."),
+]
 ModelName = Annotated[
     str,
     typer.Option(

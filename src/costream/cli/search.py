@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from costream.cli._model_of_index import recall_model
-from costream.cli.options import DEFAULT_INDEX, DEFAULT_MODEL, AsJson, IndexPlace, KernelName
+from costream.cli.options import (
+    DEFAULT_INDEX,
+    DEFAULT_MODEL,
+    AsJson,
+    IndexPlace,
+    KernelName,
+    RankSteps,
+)
 from costream.cli.output import check_target, note, say_json, shown_path
 from costream.cli.results import answer_to_json, query_in_words, say_answer
 from costream.errors import ConfigError, DataError
@@ -20,7 +27,6 @@ from costream.search.query import Like, Picture, Query, Region, Term, Words
 
 if TYPE_CHECKING:
     from costream.index.protocol import SearchIndex
-    from costream.search.engine import Searcher
     from costream.search.records import Answer
 
 
@@ -87,12 +93,7 @@ def run(
             "--model", metavar="NAME_OR_DIR", help="Default: the one that the index was made with."
         ),
     ] = None,
-    rank: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--rank", metavar="METHOD", help="A rank step: 'NAME KEY=VALUE ...'; repeatable."
-        ),
-    ] = None,
+    rank: RankSteps = None,
     kernel: KernelName = None,
     html: Annotated[
         Path | None,
@@ -154,6 +155,7 @@ def answer_query(
             not there or brings no rank step.
     """
     from costream.index import open_index
+    from costream.search.model import load_searcher
 
     with open_index(place, kernel=kernel) as index:
         if not len(index):
@@ -163,31 +165,7 @@ def answer_query(
             )
         terms = tuple(_with_id(term, index) for term in query.terms)
         name = model_name or recall_model(place, index.space) or DEFAULT_MODEL
-        searcher = _searcher(index, name, rank)
-        return searcher.answer(replace(query, terms=terms))
-
-
-def _searcher(index: SearchIndex, model_name: str, rank: Sequence[str]) -> Searcher:
-    """What answers: the light encoder, unless methods have a say in how items are ranked."""
-    from costream.encoders.light.encoder import LightEncoder
-    from costream.encoders.locate import saved_methods
-    from costream.search.engine import Searcher
-
-    if not rank and not saved_methods(model_name):
-        return Searcher(index, LightEncoder(model_name))
-    from costream.system import load_system
-
-    system = load_system(model_name, rank)
-    parts = system.parts
-    if rank and not parts.rank:
-        raise ConfigError(
-            f"{', '.join(rank)} brings no rank step", hint="costream methods says what each does"
-        )
-    is_multi = index.space is not None and index.space.kind == "multi"
-    if is_multi and parts.index is not None:
-        return Searcher(index, parts.index, steps=parts.rank)
-    pairs = parts.scorer is not None and parts.scorer.cost == "pair"
-    return Searcher(index, system.model, steps=parts.rank, scorer=parts.scorer if pairs else None)
+        return load_searcher(index, name, rank).answer(replace(query, terms=terms))
 
 
 def _given(text: str | None, plus: Sequence[str] | None) -> list[str]:

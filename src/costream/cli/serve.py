@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from costream.cli._model_of_index import recall_model
-from costream.cli.options import DEFAULT_INDEX, DEFAULT_MODEL, IndexPlace, KernelName
+from costream.cli.options import DEFAULT_INDEX, DEFAULT_MODEL, IndexPlace, KernelName, RankSteps
 from costream.cli.output import note, say, shown_path
 from costream.errors import ConfigError
 
@@ -49,6 +49,7 @@ def run(
             "--model", metavar="NAME_OR_DIR", help="Default: the one that the index was made with."
         ),
     ] = None,
+    rank: RankSteps = None,
     cache: Annotated[
         Path | None,
         typer.Option(
@@ -83,7 +84,7 @@ def run(
         from costream.serve.models import load_parts
 
         name = model or recall_model(index, opened.space) or DEFAULT_MODEL
-        return load_parts(name)
+        return load_parts(name, rank or ())
 
     service = Service(index, settings, load, cache=cache)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from costream.search.engine import Searcher
+    from costream.search.model import load_searcher
     from costream.search.patches import Explanation, explain
     from costream.search.query import Like, Picture, Query, Region, Term, Words
     from costream.search.records import Answer, Result
@@ -26,6 +27,7 @@ __all__ = [
     "Term",
     "Words",
     "explain",
+    "load_searcher",
 ]
 
 _HOMES = {
@@ -40,6 +42,7 @@ _HOMES = {
     "Words": "query",
     "Explanation": "patches",
     "explain": "patches",
+    "load_searcher": "model",
 }
 
 

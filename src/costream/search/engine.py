@@ -218,7 +218,7 @@ class Searcher:
             results=shown,
             total=total,
             nothing_relevant=_is_nothing(seen, judge),
-            exact=ranked.by_vectors.exact and self._steps.is_exact,
+            exact=ranked.is_exact,
             recall=ranked.by_vectors.recall,
             kernel=ranked.by_vectors.kernel,
             seconds=clock.seconds,

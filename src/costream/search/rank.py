@@ -38,12 +38,15 @@ class Ranked:
         by_vectors: The ranking by vectors alone, before any rank step.
         is_whole: Whether every item that can be found is among the candidates.
         unseen: No item that is not among the candidates has a greater cosine.
+        is_exact: Whether neither the vectors nor what came after them can have missed an item that
+            belongs before one that is shown.
     """
 
     candidates: tuple[Candidate, ...]
     by_vectors: Ranking
     is_whole: bool
     unseen: float
+    is_exact: bool
 
 
 def rank(
@@ -83,6 +86,7 @@ def rank(
         by_vectors=ranked.found,
         is_whole=ranked.is_whole,
         unseen=ranked.unseen,
+        is_exact=ranked.found.exact and ranked.is_exact,
     )
 
 

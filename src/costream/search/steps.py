@@ -50,12 +50,15 @@ class Stepped:
         found: What the first stage gave.
         is_whole: Whether every item that can be found is among them.
         unseen: No item that is not among them has a greater cosine.
+        is_exact: Whether no item that a scorer or step has passed over can belong before one that
+            it was given.
     """
 
     candidates: Mapping[str, Candidate]
     found: Ranking
     is_whole: bool
     unseen: float
+    is_exact: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -108,11 +111,6 @@ class RankSteps:
         self._others = tuple(steps[len(self._biases) :])
         self._tables: dict[str, _Biases] = {}
 
-    @property
-    def is_exact(self) -> bool:
-        """Whether no item that was passed over can belong before one that is shown."""
-        return self._scorer is None and all(step.needs == "all" for step in self._others)
-
     def rank(
         self,
         asked: Asked,
@@ -135,7 +133,9 @@ class RankSteps:
         Raises:
             GoneError: The index was changed meanwhile.
         """
-        wanted = max(wanted, _BEST)
+        sees_all = self._sees_all(modality)
+        # One more than are scored anew tells whether there are more.
+        wanted = max(wanted, _BEST if sees_all else _BEST + 1)
         if not isinstance(asked, OneVector):
             return _unstepped(asked.search(self._index, wanted, where), wanted)
         asked_D = asked.vector
@@ -161,7 +161,18 @@ class RankSteps:
             found=found,
             is_whole=is_whole,
             unseen=max([last, *passed]),
+            is_exact=sees_all or (is_whole and len(known) <= _BEST),
         )
+
+    def _sees_all(self, modality: str) -> bool:
+        """Whether for such questions nothing is scored anew that needs the best items only."""
+        if any(step.needs == "all" for step in self._others):
+            return True
+        return not self._others and self._scorer_for(modality) is None
+
+    def _scorer_for(self, modality: str) -> Scorer | None:
+        """The scorer, for words: it is one of a text and moments."""
+        return self._scorer if modality == "text" else None
 
     # --- biases ---
 
@@ -183,8 +194,9 @@ class RankSteps:
         if self._index.token() != token:
             raise GoneError
         least = min((float(each.min()) for each in of.values() if len(each)), default=0.0)
-        self._tables[modality] = _Biases(token=token, of=of, least=least)
-        return self._tables[modality]
+        made = _Biases(token=token, of=of, least=least)
+        self._tables[modality] = made
+        return made
 
     def _bias(self, held: _Vectors, modality: str) -> NDArray[np.float32]:
         """The sum of all biases of vectors, by the modality of their items."""
@@ -225,8 +237,9 @@ class RankSteps:
         modality: str,
     ) -> dict[str, Candidate]:
         """The candidates after the steps that look at their vectors."""
-        if self._scorer is not None and modality == "text":
-            return self._with_pairs(self._scorer, known, asked_D)
+        scorer = self._scorer_for(modality)
+        if scorer is not None:
+            return self._with_pairs(scorer, known, asked_D)
         if not self._others or not known:
             return dict(known)
         everything = any(step.needs == "all" for step in self._others)

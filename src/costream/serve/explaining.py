@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from costream.index import Filter, Item
+from costream.index.forms import ItemForm
 from costream.index.protocol import SearchIndex
-from costream.search import Query, Searcher, Term
+from costream.search import Query, Term
 from costream.serve.models import ServedModel
 
 if TYPE_CHECKING:
@@ -30,13 +31,13 @@ class Explained:
     """Why an item matches.
 
     Attributes:
-        asked: The question as a vector, float32 (D,).
+        asked: The question as a vector, float32 (D,); None where it is more than one.
         reasons: Stage to its score; empty for an item that is itself part of the question.
         span: Its best moment, if it has moments.
         patches: Which parts of its picture match; None where that cannot be told.
     """
 
-    asked: NDArray[np.float32]
+    asked: NDArray[np.float32] | None
     reasons: Mapping[str, float] = field(default_factory=dict)
     span: tuple[float, float] | None = None
     patches: Explanation | None = None
@@ -56,10 +57,10 @@ def ask_about(
     Returns:
         Without patches.
     """
-    searcher = Searcher(index, model)
+    searcher = model.searcher(index)
     one = Filter(ids=frozenset((item.id,)))
     answer = searcher.answer(Query(terms=tuple(terms), where=one, top=1))
-    asked = searcher.embed(terms)
+    asked = None if isinstance(searcher.encoder, ItemForm) else searcher.embed(terms)
     if not answer.results:
         return Explained(asked=asked)
     (found,) = answer.results
@@ -79,11 +80,14 @@ def with_patches(
         item: Which.
 
     Returns:
-        With patches; of a clip those of its best moment.
+        With patches, of a clip those of its best moment; as it came where the question is more
+        than one vector.
 
     Raises:
         Problem: Its file is gone, or is no picture any more.
     """
+    if asked.asked is None:
+        return asked
     moment = None if asked.span is None else (asked.span[0] + asked.span[1]) / 2
     picture = collection.thumbnails.picture(item, moment)
     return replace(asked, patches=model.explain(picture, asked.asked))

@@ -25,12 +25,14 @@ from costream.encoders.locate import FORMAT, field_of, locate_model, read_descri
 from costream.encoders.preprocess import ImagePreprocess
 from costream.errors import NotFittedError, SpaceMismatch
 from costream.records import Space
+from costream.search.model import SearchModel, load_search_model
 from costream.serve.batching import Batcher, Vector
 from costream.serve.settings import Limits
 
 if TYPE_CHECKING:
     from costream.encoders.dual import DualEncoder
-    from costream.search import Explanation
+    from costream.index.protocol import SearchIndex
+    from costream.search import Explanation, Searcher
 
 T = TypeVar("T")
 
@@ -76,6 +78,7 @@ class ModelParts:
         count_tokens: How many tokens texts have.
         whole: Makes the model that tells which parts of a picture match; None where there is none.
         fit: How the model fits pictures; None where that is not known without its weights.
+        search: How its methods have items ranked; None where it has no methods.
     """
 
     words: WordsModel
@@ -83,24 +86,28 @@ class ModelParts:
     count_tokens: Callable[[Sequence[str]], int]
     whole: Callable[[], DualEncoder] | None = None
     fit: ImagePreprocess | None = None
+    search: SearchModel | None = None
 
 
-def load_parts(name: str) -> ModelParts:
+def load_parts(name: str, rank: Sequence[str] = ()) -> ModelParts:
     """A model by its name; the tower for words now, the other when it is first used.
 
     Args:
         name: A shipped model, a directory, or a hub name.
+        rank: Words of methods that bring rank steps, beside those that it was saved with.
 
     Returns:
         The towers.
 
     Raises:
+        ConfigError: A method is not there, brings no rank step, or does not fit the model.
         WeightsError: There is no such model, or it is damaged.
     """
     from costream.encoders.light.text import load_text_encoder
     from costream.encoders.preprocess import load_tokenizer
 
     directory = locate_model(name)
+    search = load_search_model(name, rank)
     tokenizer = load_tokenizer(directory / "tokenizer.json")
 
     def pictures() -> PicturesModel:
@@ -108,7 +115,7 @@ def load_parts(name: str) -> ModelParts:
 
         return load_image_encoder(name)
 
-    def whole() -> DualEncoder:
+    def load_whole() -> DualEncoder:
         from costream.encoders.storage import load
 
         return load(name)
@@ -116,12 +123,23 @@ def load_parts(name: str) -> ModelParts:
     def count_tokens(texts: Sequence[str]) -> int:
         return sum(len(found.ids) for found in tokenizer.encode_batch(list(texts)))
 
+    fit = _fit_of(directory)
+    whole = search.whole
+    if whole is None:
+        return ModelParts(
+            words=load_text_encoder(name),
+            pictures=pictures,
+            count_tokens=count_tokens,
+            whole=load_whole,
+            fit=fit,
+        )
     return ModelParts(
-        words=load_text_encoder(name),
-        pictures=pictures,
+        words=whole,
+        pictures=lambda: whole,
         count_tokens=count_tokens,
-        whole=whole,
-        fit=_fit_of(directory),
+        whole=lambda: whole,
+        fit=fit,
+        search=search,
     )
 
 
@@ -175,8 +193,10 @@ class ServedModel:
         self.space = parts.words.space
         self._limits = limits
         self._parts = parts
+        self._search = parts.search or SearchModel(encoder=parts.words)
         self._pictures: PicturesModel | None = None
         self._whole: DualEncoder | None = None
+        self._searcher: Searcher | None = None
         self._loop = asyncio.get_running_loop()
         self._cache: OrderedDict[str, Vector] = OrderedDict()
         self._cache_lock = threading.Lock()
@@ -238,6 +258,20 @@ class ServedModel:
     def encode_images(self, images: Sequence[PictureSource]) -> NDArray[np.float32]:
         """Pictures to vectors (N, D)."""
         return self._from_thread(lambda: self.images(images))
+
+    def searcher(self, index: SearchIndex) -> Searcher:
+        """What answers questions to an index with this model and its methods.
+
+        Args:
+            index: Where to search; asked for the same one again, the same searcher is given, which
+                keeps what its rank steps know of the items.
+        """
+        known = self._searcher
+        form = self._search.form_of(index)
+        if known is None or known.index is not index or known.encoder is not (form or self):
+            known = self._search.searcher(index, self)
+            self._searcher = known
+        return known
 
     @property
     def explains(self) -> bool:

@@ -22,7 +22,7 @@ from costream.encoders.preprocess import ImagePreprocess
 from costream.errors import CostreamError
 from costream.index.protocol import SearchIndex
 from costream.index.records import Item
-from costream.search import Answer, Picture, Query, Searcher, Term, Words
+from costream.search import Answer, Picture, Query, Term, Words
 from costream.serve.batching import Batcher
 from costream.serve.collection import Collection
 from costream.serve.explaining import PICTURED, Explained, ask_about, with_patches
@@ -151,7 +151,7 @@ class Service:
         await model.texts([term.text for term in query.terms if isinstance(term, Words)])
         waited = time.perf_counter() - begin
         found = await self._searched(
-            lambda: Searcher(self.collection.index, model).answer(query),
+            lambda: model.searcher(self.collection.index).answer(query),
             waits=any(isinstance(term, Picture) for term in query.terms),
         )
         spent = {**found.seconds, "encode": found.seconds["encode"] + waited}
@@ -274,18 +274,23 @@ class Service:
         index = self.collection.index
         space = await self.with_files(lambda: index.space)
         self.metrics.items.set(await self.with_files(lambda: len(index)))
-        if self._model is not None and space not in (None, self._model.space):
+        model = self._model
+        if model is None or space is None:
+            return
+        if space != await self.with_files(lambda: model.searcher(index).encoder.space):
             await self._replace_model(index)
 
     async def _replace_model(self, index: SearchIndex) -> None:
         _log.info("the index has a new space; loading its model")
         old = self._model
         parts = await self.with_files(lambda: self._load(index))
-        if parts.words.space != index.space:
+        fresh = ServedModel(parts, self.settings.limits)
+        if fresh.searcher(index).encoder.space != index.space:
+            await fresh.stop()
             self._model_error = "the index was made with another model than this service has"
             return
         self._parts = parts
-        self._model, self._model_error = ServedModel(parts, self.settings.limits), ""
+        self._model, self._model_error = fresh, ""
         if old is not None:
             await old.stop()
 
@@ -308,5 +313,5 @@ class _Count:
 
 def _search_once(index: SearchIndex, model: ServedModel) -> None:
     if len(index):
-        probe = np.ones((1, model.space.dim), dtype=np.float32)
-        index.search(probe, model.space, 1)
+        space = model.searcher(index).encoder.space
+        index.search(np.ones((1, space.dim), dtype=np.float32), space, 1)

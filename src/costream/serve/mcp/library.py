@@ -12,10 +12,9 @@ from costream.errors import CostreamError, DataError, SpaceMismatch
 from costream.index import SearchIndex, open_index
 from costream.index.database import FILE_NAME
 from costream.search import Searcher
-from costream.search.engine import TextEncoder
 
 T = TypeVar("T")
-Load = Callable[[SearchIndex], TextEncoder]
+Load = Callable[[SearchIndex], Searcher]
 
 _log = logging.getLogger("costream.mcp")
 
@@ -28,7 +27,7 @@ class Library:
 
     Args:
         place: Folder of the index, or the address of its database.
-        load: Makes the model for an index.
+        load: Makes what answers questions to an index.
     """
 
     def __init__(self, place: str, load: Load) -> None:
@@ -71,7 +70,7 @@ class Library:
             if self._searcher is None or file != self._file:
                 index = open_index(self.place)
                 # What was open before is left to those who are using it.
-                self._searcher = Searcher(index, self._load(index))
+                self._searcher = self._load(index)
                 self._file = file
             return self._searcher
 

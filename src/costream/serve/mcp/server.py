@@ -45,7 +45,7 @@ def serve(place: str, load: Load) -> None:
 
     Args:
         place: Folder of the index, or the address of its database. It may be made later.
-        load: Makes the model for an index.
+        load: Makes what answers questions to an index.
     """
     library = Library(place, load)
     try:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Literal, Protocol, TypeVar
@@ -28,6 +27,13 @@ from costream.encoders.fingerprint import (
     is_text_weight,
     join_digests,
     settings_that_count,
+)
+from costream.encoders.in_batches import (
+    decoded_ahead,
+    in_batches,
+    join_features,
+    to_cpu,
+    tokens_of,
 )
 from costream.encoders.preprocess import ImagePreprocess, TextPreprocess, check_list, tokenize
 from costream.encoders.text import TextConfig, TextTower
@@ -201,9 +207,9 @@ class DualEncoder(nn.Module):
         """Tokens of a tower to unit vectors float32 (B, T, D); of pictures only the patches."""
         if features.modality == "image":
             front = int(self.vision.class_token is not None)
-            projected = self.image_projection(_tokens_of(features)[:, front:])
+            projected = self.image_projection(tokens_of(features)[:, front:])
         else:
-            projected = self.text_projection(_tokens_of(features))
+            projected = self.text_projection(tokens_of(features))
         return functional.normalize(projected.float(), dim=-1)
 
     def embed_pixels(self, images: Tensor) -> Tensor:
@@ -319,9 +325,9 @@ class DualEncoder(nn.Module):
             >>> costream.load("cots-mini").encode_images([Image.new("RGB", (300, 200))]).shape
             (1, 256)
         """
-        batches = _in_batches(check_list(images, "pictures"), batch_size)
+        batches = in_batches(check_list(images, "pictures"), batch_size)
         read = self.config.image_preprocess.read
-        return self._collect(_decoded_ahead(batches, read), self._embed_prepared, progress)
+        return self._collect(decoded_ahead(batches, read), self._embed_prepared, progress)
 
     def prepare_image(self, image: Image) -> NDArray[np.uint8]:
         """Scale and cut one decoded picture; for callers with threads of their own.
@@ -356,7 +362,7 @@ class DualEncoder(nn.Module):
             >>> model.encode_prepared([model.prepare_image(Image.new("RGB", (300, 200)))]).shape
             (1, 256)
         """
-        return self._collect(_in_batches(prepared, batch_size), self._embed_prepared, None)
+        return self._collect(in_batches(prepared, batch_size), self._embed_prepared, None)
 
     def _embed_prepared(self, batch: Sequence[NDArray[np.uint8]]) -> Tensor:
         pixels = torch.from_numpy(np.stack(batch)).to(self.device)
@@ -409,7 +415,7 @@ class DualEncoder(nn.Module):
             on = self.device
             return self.embed_tokens(torch.from_numpy(ids).to(on), torch.from_numpy(mask).to(on))
 
-        return self._collect(_in_batches(check_list(texts, "texts"), batch_size), run, progress)
+        return self._collect(in_batches(check_list(texts, "texts"), batch_size), run, progress)
 
     def encode_clip(
         self, clip: ClipSource, *, sampling: Sampling | None = None, batch_size: int = 32
@@ -481,8 +487,8 @@ class DualEncoder(nn.Module):
             found = self._image_features(pixels, None)
             return replace(found, tokens=self.project_tokens(found), extras={})
 
-        batches = _in_batches(check_list(images, "pictures"), batch_size)
-        return self._collect_features(_decoded_ahead(batches, read), run, progress)
+        batches = in_batches(check_list(images, "pictures"), batch_size)
+        return self._collect_features(decoded_ahead(batches, read), run, progress)
 
     def text_features(
         self,
@@ -514,7 +520,7 @@ class DualEncoder(nn.Module):
             found = self._text_features(torch.from_numpy(ids).to(on), torch.from_numpy(mask).to(on))
             return replace(found, tokens=self.project_tokens(found))
 
-        batches = _in_batches(check_list(texts, "texts"), batch_size)
+        batches = in_batches(check_list(texts, "texts"), batch_size)
         return self._collect_features(batches, run, progress)
 
     def video_features(
@@ -550,7 +556,7 @@ class DualEncoder(nn.Module):
             pixels = np.stack([[read(frame) for frame in video] for video in batch])
             return self.frame_features(torch.from_numpy(pixels).to(self.device))
 
-        return self._collect_features(_in_batches(videos, batch_size), run, progress)
+        return self._collect_features(in_batches(videos, batch_size), run, progress)
 
     def encode_videos(
         self, videos: Sequence[Sequence[PictureSource]], *, batch_size: int = 32
@@ -605,12 +611,12 @@ class DualEncoder(nn.Module):
         parts: list[Features] = []
         with self._inference():
             for batch in batches:
-                parts.append(_to_cpu(run(batch)))
+                parts.append(to_cpu(run(batch)))
                 if progress is not None:
                     progress(len(batch))
         if not parts:
             raise DataError("got nothing to encode, expected at least one item")
-        return _join_features(parts)
+        return join_features(parts)
 
     @contextlib.contextmanager
     def _inference(self) -> Iterator[None]:
@@ -635,70 +641,6 @@ class DualEncoder(nn.Module):
                 if progress is not None:
                     progress(len(batch))
         return np.concatenate(rows)
-
-
-def _join_features(parts: Sequence[Features]) -> Features:
-    """Batches of features one below the other, token sequences padded to the longest."""
-    first = parts[0]
-    longest = max(_tokens_of(part).shape[1] for part in parts)
-
-    def padded(value: Tensor) -> Tensor:
-        missing = longest - value.shape[1]
-        return functional.pad(value, (0, 0) * (value.ndim - 2) + (0, missing))
-
-    mask = None
-    if first.mask is not None:
-        mask = torch.cat([padded(part.mask) for part in parts if part.mask is not None])
-    extras = {}
-    for name, value in first.extras.items():
-        by_token = value.ndim > 1 and value.shape[1] == _tokens_of(first).shape[1] and name == "ids"
-        each = [part.extras[name] for part in parts]
-        extras[name] = torch.cat([padded(one) for one in each] if by_token else each)
-    return Features(
-        pooled=torch.cat([part.pooled for part in parts]),
-        tokens=torch.cat([padded(_tokens_of(part)) for part in parts]),
-        mask=mask,
-        extras=extras,
-        modality=first.modality,
-    )
-
-
-def _to_cpu(features: Features) -> Features:
-    def moved(value: Tensor) -> Tensor:
-        value = value.float() if value.is_floating_point() else value
-        return value.cpu().clone()
-
-    return replace(
-        features,
-        pooled=moved(features.pooled),
-        tokens=moved(_tokens_of(features)),
-        mask=None if features.mask is None else moved(features.mask),
-        extras={name: moved(value) for name, value in features.extras.items()},
-    )
-
-
-def _tokens_of(features: Features) -> Tensor:
-    if features.tokens is None:
-        raise ValueError(f"features of {features.modality} have no tokens, expected some")
-    return features.tokens
-
-
-def _in_batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    if size < 1:
-        raise ConfigError(f"batch_size is {size}, expected at least 1")
-    return (items[start : start + size] for start in range(0, len(items), size))
-
-
-def _decoded_ahead(
-    batches: Iterator[Sequence[PictureSource]], pixels: Callable[[PictureSource], NDArray[np.uint8]]
-) -> Iterator[Sequence[NDArray[np.uint8]]]:
-    """Decode the next batch in threads while the model works on this one."""
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        waiting = [pool.submit(pixels, picture) for picture in next(batches, [])]
-        while waiting:
-            ready = [future.result() for future in waiting]
-            waiting = [pool.submit(pixels, picture) for picture in next(batches, [])]
-            yield ready
 
 
 def weight_digests(state: Mapping[str, Tensor]) -> tuple[str, str]:

@@ -198,7 +198,7 @@ def _table(table: ClaimTable) -> str:
             _mean(row.method, row.unit),
             _mean(row.baseline, row.unit),
             f"{row.gain:+.2f} [{row.low:+.2f}, {row.high:+.2f}]",
-            _interval_picture(row),
+            _interval_picture(row, _axis([r for r in table.rows if r.unit == row.unit])),
             f'<b style="color:{_COLOURS[row.verdict]}">{row.verdict}</b>'
             + "".join(f"<br><small>{html.escape(note)}</small>" for note in notes(row)),
         )
@@ -221,10 +221,15 @@ def _mean(values: Sequence[float], unit: str) -> str:
     return html.escape(f"{sum(values) / len(values):.2f} {unit} ({len(values)} runs)")
 
 
-def _interval_picture(row: ClaimRow) -> str:
-    """The interval as a bar, zero and the threshold as lines."""
-    marks = [row.low, row.high, 0.0, row.threshold]
-    low, high = min(marks), max(marks)
+def _axis(rows: Sequence[ClaimRow]) -> tuple[float, float]:
+    """The ends of an axis that has room for these intervals, zero and their thresholds."""
+    marks = [0.0, *(mark for row in rows for mark in (row.low, row.high, row.threshold))]
+    return min(marks), max(marks)
+
+
+def _interval_picture(row: ClaimRow, axis: tuple[float, float]) -> str:
+    """The interval as a bar, zero and the threshold as lines; rows of one unit share an axis."""
+    low, high = axis
     span = (high - low) or 1.0
 
     def x(value: float) -> float:

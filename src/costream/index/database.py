@@ -36,6 +36,10 @@ _LOG_BYTES = (2**20, 2**26)
 # Unused pages are returned when they are more than this share of all, except for so many.
 _FREE_SHARE = 4
 _FREE_PAGES = 16
+_SIZES = (
+    "SELECT freelist_count, page_count, page_size "
+    "FROM pragma_freelist_count, pragma_page_count, pragma_page_size"
+)
 
 
 def open_database(directory: Path, *, create: bool) -> tuple[sqlite3.Connection, bool]:
@@ -271,34 +275,38 @@ def _configure(connection: sqlite3.Connection, path: Path, read_only: bool) -> N
     connection.execute("PRAGMA checkpoint_fullfsync = ON")
     # What is removed is overwritten, not only given up.
     connection.execute("PRAGMA secure_delete = ON")
-    bound_log(connection, path)
+    keep_small(connection, path)
 
 
-def bound_log(connection: sqlite3.Connection, path: Path) -> None:
-    """Keep the log small beside the database; to be called after each change."""
-    (num_pages,) = connection.execute("PRAGMA page_count").fetchone()
-    (page_bytes,) = connection.execute("PRAGMA page_size").fetchone()
+def keep_small(connection: sqlite3.Connection, path: Path, bound: int = 0) -> int:
+    """Keep the log small beside the database, and return unused pages when they are many.
+
+    To be called after each change, outside of transactions.
+
+    Args:
+        connection: To an index that can be written.
+        path: The database.
+        bound: What the last call gave.
+
+    Returns:
+        Pages that the log may have.
+    """
+    num_free, num_pages, page_bytes = connection.execute(_SIZES).fetchone()
+    if num_free > max(num_pages // _FREE_SHARE, _FREE_PAGES):
+        # `execute` would return after the first page. An index of an earlier format keeps them.
+        connection.executescript(f"PRAGMA incremental_vacuum({num_free - _FREE_PAGES})")
+        num_pages -= num_free - _FREE_PAGES
     least, most = (size // page_bytes for size in _LOG_BYTES)
-    wanted = min(max(num_pages // _LOG_SHARE, least), most)
-    connection.execute(f"PRAGMA wal_autocheckpoint = {wanted}")
+    wanted = int(min(max(num_pages // _LOG_SHARE, least), most))
+    if wanted != bound:
+        connection.execute(f"PRAGMA wal_autocheckpoint = {wanted}")
     # A change can be larger than that; its log stays until there is a next one, or is cut off here.
     log = path.with_name(path.name + "-wal")
     if log.exists() and log.stat().st_size > 2 * wanted * page_bytes:
         connection.execute("PRAGMA busy_timeout = 0")  # readers may need it still: another time
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         connection.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}")
-
-
-def give_back(connection: sqlite3.Connection) -> None:
-    """Return pages that are no longer used to the file system, when they are many.
-
-    Called outside of transactions; an index that was made by an earlier format keeps them.
-    """
-    (num_free,) = connection.execute("PRAGMA freelist_count").fetchone()
-    (num_pages,) = connection.execute("PRAGMA page_count").fetchone()
-    if num_free > max(num_pages // _FREE_SHARE, _FREE_PAGES):
-        # `execute` would return after the first page.
-        connection.executescript(f"PRAGMA incremental_vacuum({num_free - _FREE_PAGES})")
+    return wanted
 
 
 def _name(path: Path) -> str:

@@ -66,10 +66,11 @@ def _copy(connection: sqlite3.Connection, space: Space, num_items: int) -> None:
         if len(joined) != 2 * space.dim * len(found):
             raise DamageError("a vector has another size than the others")
         vectors = np.frombuffer(joined, dtype="<f2").reshape(len(found), space.dim)
-        rows.insert(connection, keyed)
+        keys = [key for key, _ in keyed]
+        rows.write(connection, keys, rows.encoded([item for _, item in keyed]))
         words.add(connection, keyed)
         batch = Batch(vectors, np.arange(len(found)))
-        vector_rows.insert(connection, 0, [key for key, _ in keyed], batch)
+        vector_rows.insert(connection, 0, keys, batch)
         done += len(found)
     if done != num_items:
         raise DamageError(f"it has {done} items with vectors, expected {num_items}")

@@ -150,9 +150,9 @@ def _write(path: Path, found: Salvage) -> int:
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
         database.make_tables(connection)
         connection.execute("BEGIN")
-        rows.insert(connection, keyed)
-        words.add(connection, keyed)
         keys = [key for key, _ in keyed]
+        rows.write(connection, keys, rows.encoded([item for _, item in keyed]))
+        words.add(connection, keyed)
         for entry in found.spaces:
             _write_space(connection, entry, found, by_place, keys)
         last = max(keys)

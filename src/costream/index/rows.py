@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sqlite3
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from costream.index import check, schema
 from costream.index.records import Item
 from costream.index.schema import DamageError, State
 
-# Every SQLite allows at least this many values in one statement.
-_CHUNK = 500
+# Values that one statement looks for.
+_CHUNK = 10_000
 # Around and between tags in their column, so that one can be looked for with both ends.
 TAG_MARK = "\x1f"
 # The checksum in the middle: what follows can be long, and need not be read to filter.
@@ -26,37 +29,97 @@ _CRC = 10
 _SELECT = f"SELECT {_COLUMNS} FROM items"  # noqa: S608
 # Replacing costs three times as much as inserting, even where there is nothing to replace. The
 # checksum comes last, after all that it is made of.
-_INSERT = (
-    "INSERT INTO items (key, id, path, content_hash, size, mtime_ns, modality, date, dated, tags, "
-    "caption, text, meta, crc) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_HEAD = (
+    "INTO items (key, id, path, content_hash, size, mtime_ns, modality, date, dated, tags, "
+    "caption, text, meta, crc) VALUES"
 )
-_REPLACE = _INSERT.replace("INSERT", "REPLACE")
+_ROW = f"({', '.join('?' * 14)})"
 # Items of which nothing is known but an id and a meta: each value that need not be passed to SQLite
 # saves as much time as storing it takes.
-_BARE = "NULL, '', 0, 0, 'image', NULL, NULL, '', '', ''"
-_INSERT_BARE = _INSERT.replace("?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?", f"?, ?, {_BARE}, ?, ?")
+_BARE_ROW = "(?, ?, NULL, '', 0, 0, 'image', NULL, NULL, '', '', '', ?, ?)"
 _BARE_VALUES = "None, '', 0, 0, 'image', None, None, '', '', ''"
+# Rows that one statement inserts: fewer statements, and other threads can run during each.
+_TOGETHER = 2000
 
 
-def insert(connection: sqlite3.Connection, keyed: Sequence[tuple[int, Item]]) -> None:
-    """Add items under new keys.
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Items as they are stored, but for their keys, which only a transaction can give.
+
+    Attributes:
+        items: Which, each id once.
+        ids: Their ids.
+        values: Per item what its row holds between key and checksum.
+        ends: Per item what the checksum is taken of after the key.
+        is_bare: Whether nothing is known of any but id and meta, which then are all its values.
+    """
+
+    items: Sequence[Item]
+    ids: list[bytes]
+    values: list[tuple[Any, ...]]
+    ends: list[bytes]
+    is_bare: bool
+
+
+def encoded(items: Sequence[Item]) -> Encoded:
+    """Items as they are stored.
 
     Raises:
         DataError: An item cannot be stored.
     """
-    bare = [one for one in keyed if _is_bare(one[1])]
-    if len(bare) < len(keyed):
-        connection.executemany(_INSERT, _encoded([one for one in keyed if not _is_bare(one[1])]))
-    connection.executemany(_INSERT_BARE, _encoded_bare(bare))
+    metas = check.metas_as_json(items)
+    is_bare = all(map(_is_bare, items))
+    for item in items:
+        if is_bare:
+            check.refuse_empty_id(item)
+        else:
+            check.refuse_bad_row(item)
+    ids = ids_of(items)
+    if is_bare:
+        values = list(zip(ids, metas, strict=True))
+        ends = [f", {name!r}, {_BARE_VALUES}, {meta!r})".encode() for name, meta in values]
+        return Encoded(items, ids, values, ends, is_bare)
+    full = [_values(*one) for one in zip(items, ids, metas, strict=True)]
+    ends = [f", {repr(some)[1:]}".encode() for some in full]
+    return Encoded(items, ids, full, ends, is_bare)
 
 
-def replace(connection: sqlite3.Connection, keyed: Sequence[tuple[int, Item]]) -> None:
-    """Write items over those with the same keys.
+def write(
+    connection: sqlite3.Connection, keys: Sequence[int], added: Encoded, olds: Collection[int] = ()
+) -> None:
+    """Add items, or write them over those that are there.
 
-    Raises:
-        DataError: An item cannot be stored.
+    Args:
+        connection: In a transaction.
+        keys: One an item.
+        added: The items.
+        olds: Those of the keys under which there is an item.
     """
-    connection.executemany(_REPLACE, _encoded(keyed))
+    crc32 = zlib.crc32
+    rows = [
+        (key, *values, crc32(end, crc32(b"(%d" % key)))  # as `schema.checksum` of the whole row
+        for key, values, end in zip(keys, added.values, added.ends, strict=True)
+    ]
+    row = _BARE_ROW if added.is_bare else _ROW
+    if olds:
+        replaced = [one for one in rows if one[0] in olds]
+        connection.executemany(f"REPLACE {_HEAD} {row}", replaced)
+        rows = [one for one in rows if one[0] not in olds]
+    together = min(_TOGETHER, _most_values(connection) // row.count("?"))
+    whole = len(rows) // together * together
+    for start in range(0, whole, together):
+        values = list(chain.from_iterable(rows[start : start + together]))
+        connection.execute(_insert(row, together), values)
+    connection.executemany(_insert(row, 1), rows[whole:])
+
+
+@functools.cache
+def _insert(row: str, count: int) -> str:
+    return f"INSERT {_HEAD} {', '.join([row] * count)}"
+
+
+def _most_values(connection: sqlite3.Connection) -> int:
+    return connection.getlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER)
 
 
 def delete(connection: sqlite3.Connection, keys: Collection[int]) -> None:
@@ -128,34 +191,29 @@ def _chunked(
 ) -> Iterator[tuple[Any, ...]]:
     """Rows of a query that ends in IN, for the distinct values."""
     wanted = list(dict.fromkeys(values))
-    for start in range(0, len(wanted), _CHUNK):
-        part = wanted[start : start + _CHUNK]
+    size = min(_CHUNK, _most_values(connection))
+    for start in range(0, len(wanted), size):
+        part = wanted[start : start + size]
         yield from connection.execute(f"{query} ({', '.join('?' * len(part))})", part)
 
 
-def _encoded(keyed: Sequence[tuple[int, Item]]) -> Iterator[tuple[Any, ...]]:
-    """Rows as `_INSERT` takes them; written for speed, since it runs for every item."""
-    metas = check.metas_as_json([item for _, item in keyed])
-    crc32 = zlib.crc32
-    for (key, item), meta in zip(keyed, metas, strict=True):
-        check.refuse_bad_row(item)
-        path, date, tags = item.path, item.date, item.tags
-        row = (
-            key,
-            check.encoded_id(item.id),
-            None if path is None else os.fsencode(path),
-            item.content_hash,
-            item.size,
-            item.mtime_ns,
-            item.modality,
-            None if date is None else float(date),
-            item.when,
-            TAG_MARK.join(("", *tags, "")) if tags else "",
-            item.caption,
-            item.text,
-            meta,
-        )
-        yield *row, crc32(repr(row).encode())  # as `schema.checksum`, without a call
+def _values(item: Item, item_id: bytes, meta: str) -> tuple[Any, ...]:
+    """A row without key and checksum."""
+    path, date, tags = item.path, item.date, item.tags
+    return (
+        item_id,
+        None if path is None else os.fsencode(path),
+        item.content_hash,
+        item.size,
+        item.mtime_ns,
+        item.modality,
+        None if date is None else float(date),
+        item.when,
+        TAG_MARK.join(("", *tags, "")) if tags else "",
+        item.caption,
+        item.text,
+        meta,
+    )
 
 
 def _is_bare(item: Item) -> bool:
@@ -168,17 +226,6 @@ def _is_bare(item: Item) -> bool:
         and item.content_hash == item.caption == item.text == ""
         and item.modality == "image"
     )
-
-
-def _encoded_bare(keyed: Sequence[tuple[int, Item]]) -> Iterator[tuple[Any, ...]]:
-    """Rows as `_INSERT_BARE` takes them, with the checksums that `_encoded` would give."""
-    metas = check.metas_as_json([item for _, item in keyed])
-    crc32 = zlib.crc32
-    for (key, item), meta in zip(keyed, metas, strict=True):
-        check.refuse_empty_id(item)
-        item_id = check.encoded_id(item.id)
-        row = f"({key}, {item_id!r}, {_BARE_VALUES}, {meta!r})"
-        yield key, item_id, meta, crc32(row.encode())
 
 
 def decoded(row: tuple[Any, ...]) -> tuple[int, Item]:

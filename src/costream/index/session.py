@@ -26,6 +26,7 @@ class Session:
         self.directory = directory
         self.lock = threading.RLock()
         self._process = os.getpid()
+        self._log_pages = 0
         self._connection: sqlite3.Connection | None
         self._connection, self.read_only = database.open_database(directory, create=create)
 
@@ -80,8 +81,7 @@ class Session:
                 yield connection
             # The change is made; if this fails, the next one makes up for it.
             with contextlib.suppress(sqlite3.Error, OSError):
-                database.give_back(connection)
-                database.bound_log(connection, self.path)
+                self._log_pages = database.keep_small(connection, self.path, self._log_pages)
 
     def refuse_read_only(self) -> None:
         """Refuse what needs to write.

@@ -13,7 +13,7 @@ import sqlite3
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -105,33 +105,57 @@ def insert(
     Returns:
         int64 (M,): their places.
     """
-    firsts = np.array([place_of(number, key) for key in keys], dtype=np.int64)
+    firsts = np.array(keys, dtype=np.int64) << _PART_BITS | number << _ITEM_BITS
     places = firsts[batch.parents] + batch.parts()
     vectors = np.ascontiguousarray(batch.vectors, dtype="<f2")
     if batch.spans is not None:
         connection.executemany(_INSERT, _rows(places, vectors, batch.spans))
         return places
-    some = max(1, _JOINED_BYTES // max(1, 2 * vectors.shape[1]))
+    size = 2 * vectors.shape[1]
+    sums = _sums(vectors) if batch.sums is None else batch.sums
+    crcs = sums ^ _moved(places % _PRIME, size)
+    some = max(1, _JOINED_BYTES // max(1, size))
     for start in range(0, len(places), some):
         part = slice(start, start + some)
-        connection.execute(_INSERT_JOINED, _joined(places[part], vectors[part]))
+        connection.execute(
+            _INSERT_JOINED,
+            {
+                "places": str(places[part].tolist()),
+                # Bytes, in which each is found at once.
+                "crcs": (("%010d" * len(crcs[part])) % tuple(crcs[part].tolist())).encode(),
+                "vectors": vectors[part].reshape(-1).view(np.uint8).data,
+                "size": size,
+            },
+        )
     return places
 
 
-def _joined(places: NDArray[np.int64], vectors: NDArray[np.float16]) -> dict[str, Any]:
-    """Many vectors as the values of one statement: half the time of one statement each."""
+def summed(batch: Batch) -> Batch:
+    """A batch with what `insert` can know of its checksums before it has the places."""
+    if batch.spans is not None:
+        return batch
+    return replace(batch, sums=_sums(np.ascontiguousarray(batch.vectors, dtype="<f2")))
+
+
+def _sums(vectors: NDArray[np.float16]) -> NDArray[np.int64]:
+    """Checksums of vectors at place 0."""
     size, whole = 2 * vectors.shape[1], vectors.reshape(-1).view(np.uint8).data
-    numbers, crc32 = places.tolist(), zlib.crc32
-    crcs = [
-        crc32(whole[end - size : end], place % _PRIME)  # as `checksum`, without a call
-        for place, end in zip(numbers, range(size, len(whole) + size, size), strict=True)
-    ]
-    return {
-        "places": str(numbers),
-        "crcs": (("%010d" * len(crcs)) % tuple(crcs)).encode(),  # bytes: each is found at once
-        "vectors": whole,
-        "size": size,
-    }
+    crc32 = zlib.crc32
+    ends = range(size, len(whole) + size, size)
+    return np.array([crc32(whole[end - size : end]) for end in ends], dtype=np.int64)
+
+
+def _moved(starts: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    """What the checksums of `size` bytes differ by when they start from these values, not from 0.
+
+    CRC-32 is linear: each bit of the start flips the same bits of the sum, whatever the bytes are.
+    """
+    zeros = bytes(size)
+    flips = [zlib.crc32(zeros, 1 << bit) ^ zlib.crc32(zeros) for bit in range(32)]
+    moved = np.zeros(len(starts), dtype=np.int64)
+    for bit, flipped in enumerate(flips):
+        moved ^= (starts >> bit & 1) * flipped
+    return moved
 
 
 def _rows(

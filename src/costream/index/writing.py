@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, count
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from costream.index import check, rows, schema, vector_rows, words
 from costream.index.check import Batch
 from costream.index.records import Item
+from costream.index.rows import Encoded
 from costream.index.schema import SpaceRow, State
 from costream.records import Space
 
@@ -58,41 +59,38 @@ def active_number(connection: sqlite3.Connection, state: State, space: Space, wh
 def put(
     connection: sqlite3.Connection,
     state: State,
-    items: Sequence[Item],
+    added: Encoded,
     batches: Mapping[int, Batch],
+    *,
+    before_vectors: Callable[[], None] | None = None,
 ) -> Change:
     """Add items with their vectors, replacing those with the same ids.
 
     Args:
         connection: In a transaction.
         state: The present state.
-        items: Each id once.
+        added: The items.
         batches: Vectors by number of the space. In a space that is not named an item keeps those
             that it has if its content is the same.
+        before_vectors: Called when only the vectors remain to be stored, and the commit.
     """
-    ids = rows.ids_of(items)
-    known = rows.keys_by_id(connection, ids) if state.num_items else {}
-    num_new = len(ids) - len(known)
+    known = rows.keys_by_id(connection, added.ids) if state.num_items else {}
+    num_new = len(added.ids) - len(known)
     freed = rows.take_free_keys(connection, num_new)
     fresh = chain(freed, count(state.next_key))
-    keys = [known[item_id] if item_id in known else next(fresh) for item_id in ids]
-    keyed = list(zip(keys, items, strict=True))
+    keys = [known[item_id] if item_id in known else next(fresh) for item_id in added.ids]
+    keyed = list(zip(keys, added.items, strict=True))
     olds = dict(rows.select(connection, "key", known.values()))
     words.remove(connection, olds.items())
-    rows.replace(connection, [one for one in keyed if one[0] in olds])
-    rows.insert(connection, [one for one in keyed if one[0] not in olds] if olds else keyed)
-    words.add(connection, keyed)
+    rows.write(connection, keys, added, olds)
+    if not added.is_bare:
+        words.add(connection, keyed)
     others = [key for key, item in keyed if key in olds and not _same_content(olds[key], item)]
-    places, vectors = np.empty(0, np.int64), None
     active = None
     for before in schema.read_spaces(connection):
         batch = batches.get(before.number)
         entry = _without(connection, before, others if batch is None else olds)
-        if batch is not None:
-            added = vector_rows.insert(connection, entry.number, keys, batch)
-            entry = _with(entry, batch)
-            if entry.role == "active":
-                places, vectors = added, batch.vectors
+        entry = entry if batch is None else _with(entry, batch)
         schema.write_space(connection, entry)
         active = entry if entry.role == "active" else active
     following = schema.advance(
@@ -102,13 +100,21 @@ def put(
         num_items=state.num_items + num_new,
         next_key=state.next_key + num_new - len(freed),
     )
+    # What takes long comes last, so that all of it can run beside Python in another thread.
+    if before_vectors is not None:
+        before_vectors()
+    places = {
+        number: vector_rows.insert(connection, number, keys, batch)
+        for number, batch in batches.items()
+    }
+    mine = None if active is None else batches.get(active.number)
     return Change(
         before=state.token,
         state=following,
         active=active,
         changed=np.array(keys, dtype=np.int64),
-        places=places,
-        vectors=vectors,
+        places=np.empty(0, np.int64) if active is None or mine is None else places[active.number],
+        vectors=None if mine is None else mine.vectors,
     )
 
 
@@ -146,7 +152,9 @@ def restamp(connection: sqlite3.Connection, state: State, items: Sequence[Item])
         if old.content_hash == item.content_hash:
             stamp = replace(old, size=item.size, mtime_ns=item.mtime_ns, date=item.date)
             changed.append((key, stamp))
-    rows.replace(connection, changed)
+    keys_of_changed = [key for key, _ in changed]
+    stamped = rows.encoded([item for _, item in changed])
+    rows.write(connection, keys_of_changed, stamped, set(keys_of_changed))
     schema.advance(connection, state, [])
 
 
@@ -216,7 +224,7 @@ def _with(entry: SpaceRow, batch: Batch) -> SpaceRow:
     spans = 0 if batch.spans is None else int((~np.isnan(batch.spans[:, 0])).sum())
     return replace(
         entry,
-        num_items=entry.num_items + len(np.unique(batch.parents)),
+        num_items=entry.num_items + int((np.diff(batch.parents, prepend=-1) != 0).sum()),
         num_vectors=entry.num_vectors + len(batch.parents),
         num_spans=entry.num_spans + spans,
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -32,7 +32,7 @@ from costream.index.postgres.spaces import (
     num_items,
     space_to_write,
 )
-from costream.index.records import IndexStats, Item, Moment, SpaceEntry
+from costream.index.records import Addition, IndexStats, Item, Moment, SpaceEntry
 from costream.records import Ranking, Space
 
 _CONNECT_S = 10
@@ -358,6 +358,25 @@ class PostgresIndex:
                 [(part, *rows.stored_span(span)) for part, span in zip(parts, spans, strict=True)],
                 stored_MD,
             )
+
+    def add_all(
+        self,
+        batches: Iterable[Addition],
+        space: Space,
+        *,
+        progress: Callable[[int], None] | None = None,
+    ) -> int:
+        """Add batches one after the other; see `SearchIndex.add_all`."""
+        total = 0
+        for one in batches:
+            count = len(one.items)
+            parents = range(count) if one.parents is None else one.parents.tolist()
+            spans = np.full((len(parents), 2), np.nan) if one.spans is None else one.spans
+            self.add_moments(one.items, one.vectors, parents, spans, space)
+            total += count
+            if progress is not None:
+                progress(count)
+        return total
 
     def remove(self, ids: Iterable[str]) -> int:
         """Remove items; ids that are not there are ignored. Returns how many were removed."""

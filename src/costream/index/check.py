@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from costream.errors import ConfigError, DataError, NumericalError, SpaceMismatch
 from costream.index.records import MODALITIES, Item
 from costream.records import Space
+from costream.scoring.halves import narrow
 
 # How far from 1 the length of a vector may be in a space of unit vectors: wider than float16 or
 # bfloat16 rounding, narrower than any mistake.
@@ -65,17 +66,22 @@ def checked_vectors(
             hint="pass the space of the model that made the vectors",
         )
     with np.errstate(over="ignore", invalid="ignore"):
-        stored_ND = vectors_ND.astype("<f2")
         lengths_N = np.sqrt(np.einsum("nd,nd->n", vectors_ND, vectors_ND))
         off_N = ~(np.abs(lengths_N - 1) <= _LENGTH_SLACK)
-    if space.normalised and not off_N.any():
-        return stored_ND  # of length 1: finite, and no row zero in float16
+        if space.normalised and not off_N.any():
+            # Of length 1: finite, and no row zero in float16.
+            return narrow(vectors_ND) if vectors_ND.dtype == np.float32 else _as_halves(vectors_ND)
+        stored_ND = _as_halves(vectors_ND)
     _refuse_rows(items, ~np.isfinite(vectors_ND).all(axis=1), "has a value that is not finite")
     _refuse_rows(items, ~np.isfinite(stored_ND).all(axis=1), "has a value above 65,504")
     _refuse_rows(items, (stored_ND == 0).all(axis=1), "is zero in float16")
     if space.normalised:
         _refuse_rows(items, off_N, "has another length than 1", lengths_N)
     return stored_ND
+
+
+def _as_halves(vectors_ND: NDArray[Any]) -> NDArray[np.float16]:
+    return vectors_ND.astype("<f2")
 
 
 @dataclass(frozen=True, slots=True)

@@ -213,7 +213,7 @@ def say(what: object) -> None:
 
 
 if __name__ == "__main__":
-    verbs = {"churn": churn, "update": update_pictures, "fill": fill}
+    verbs = {"churn": churn, "bulk": bulk, "update": update_pictures, "fill": fill}
     verbs |= {"as_nobody": as_nobody, "open": just_open}
     verbs |= {"repair": repair, "backup": back_up, "restore": restore, "copy": copy}
     verbs[sys.argv[1]](*sys.argv[2:])

@@ -86,7 +86,7 @@ def assert_complete(directory: Path, pictures: Path) -> None:
 # --- killed ---
 
 
-def state_after(work: str, seed: int, number: int) -> dict[str, bytes]:
+def state_after(seed: int, number: int, work: str = "churn") -> dict[str, bytes]:
     """What an index holds after so many steps of a worker: id to float16 vector."""
     held: dict[str, bytes] = {}
     done = (step for step in steps(seed) if work == "churn" or step[0] == "add")
@@ -117,7 +117,7 @@ def check_after_kill(work: str, directory: Path, seed: int, acknowledged: int) -
         ids = index.ids()
         held = dict(zip(ids, map(bytes, index.vectors(ids).astype("<f2")), strict=True))
         # The step in the making may have become durable before it could be acknowledged.
-        assert held in [state_after(work, seed, acknowledged + more) for more in (0, 1)]
+        assert held in [state_after(seed, acknowledged + more, work) for more in (0, 1)]
         if ids:
             query = index.vectors([ids[0]])
             assert ids[0] in index.search(query, SPACE, len(ids)).ids[0]

@@ -4,48 +4,69 @@
 
 `--data` is a folder with `dev.jsonl` (`image`, `captions`) and its pictures. They are split by the
 hash of their names. On half A the constants of `costream.search.relevance` are learned (`--fit`
-prints them to be pasted there) and every threshold is set: that at which one query in ten whose
-picture is there is refused. Half B is only reported on: half of its pictures are taken out, so that
-of the captions one half should find something and one half nothing. Besides, B is asked for things
-that are not in it, and for letters that mean nothing.
+prints them to be pasted there, and writes the prior that is shipped) and every threshold is set:
+that at which one question in ten whose picture is there is refused. Half B is only reported on.
 
-The second table of each size is what `min_relevance` does at several values, and how well relevance
-is calibrated: of the captions whose best picture gets a relevance between two values, how many have
-their picture there.
+Every picture is asked for twice in every way there is (`CASES` in `_relevance.py`): in a collection
+that it is in, and in one that it is not in, of 1 to 240 pictures. The first table is what comes out
+at the threshold below which the program says that nothing is relevant. A question whose picture is
+not there and whose best result is accepted is a false accept; one whose picture is there and whose
+best is not accepted a false reject. Besides, B is asked for things that are not in it, and for
+letters that mean nothing. The other tables are what a plain cosine does, what `min_relevance` does
+at several values, and how well relevance is calibrated.
 
-Pictures that were not taken out often match a caption whose own picture was. That is counted as a
-false accept all the same, so the figures are a lower bound of what people would say.
+Another picture often matches a question whose own picture is not there. That is counted as a false
+accept all the same, so the figures are a lower bound of what people would say.
 
-Shape letters: Q queries, N pictures, D dimensions.
+Shape letters: Q questions, N pictures, D dimensions.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
 import random
 import string
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _relevance import CASES, Asked, Floats, Half, ask, ask_strange, read_halves
 from numpy.typing import NDArray
 
 import costream
-from costream.search import relevance
-from costream.search.relevance import Background, Constants, RelativeConstants, best_of
+from costream.search.background import (
+    FEWEST,
+    Background,
+    Prior,
+    background_of,
+    best_of,
+    prior_from,
+    write_prior,
+)
+from costream.search.relevance import (
+    ANY_MODEL,
+    MEASURED,
+    Constants,
+    Judge,
+    Kind,
+    RelativeConstants,
+    judge_of,
+    measured_judge,
+    relative_judge,
+)
 
-Floats = NDArray[np.floating[Any]]
-
-SIZES = (30, 60, 120, 250)
-REMOVALS = 6
+FIT_SIZES = (1, 2, 3, 6, 10, 20, 30, 60, 120, 250)
+# What a threshold is set on: where telling is hard, and where most collections are.
+THRESHOLD_SIZES = (60, 120, 250)
+SIZES = (1, 3, 10, 30, 100, 240)
+SHOWN = (3, 30, 240)
 REFUSED = 0.1
-RESAMPLES = 500
+RESAMPLES = 1000
 LEAST = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 # Things that people might search for, and that are in no picture of Flickr8k's dev split.
 OFF_TOPIC = """
@@ -67,102 +88,46 @@ a screw and a nut; a clock tower; a pile of coins
 
 
 @dataclass(frozen=True, kw_only=True)
-class Half:
-    """Pictures and captions of one half of the split."""
-
-    pictures_ND: Floats
-    captions_QD: Floats
-    owner_Q: NDArray[np.int64]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trial:
-    """Queries asked of one collection.
+class Best:
+    """What questions found.
 
     Attributes:
-        backgrounds: What chance gives each query.
-        best_Q: Score of each query's best picture.
-        present_Q: Whether the query's own picture is in the collection.
-        owner_Q: Picture of each query, for resampling; -1 for queries without one.
+        score_Q: Of each question's best picture.
+        values_Q: What is made of it: its relevance, or the score again.
+        present_Q: Whether the picture that is asked for is there.
+        target_Q: Its number.
     """
 
-    backgrounds: list[Background]
-    best_Q: Floats
+    score_Q: Floats
+    values_Q: Floats
     present_Q: NDArray[np.bool_]
-    owner_Q: NDArray[np.int64]
+    target_Q: NDArray[np.int64]
 
 
-def read_halves(data: Path, model_name: str, cache: Path | None) -> tuple[Half, Half]:
-    """Embed the dev split, or read it from the cache, and split it by the hash of names."""
-    rows = [json.loads(line) for line in (data / "dev.jsonl").read_text().splitlines()]
-    captions = [caption for row in rows for caption in row["captions"]]
-    if cache is not None and cache.exists():
-        stored = np.load(cache)
-        texts, pictures = stored["texts"], stored["pictures"]
-    else:
-        model = costream.load(model_name)
-        texts = model.encode_texts(captions)
-        pictures = model.encode_images([data / row["image"] for row in rows])
-        if cache is not None:
-            np.savez(cache, texts=texts, pictures=pictures)
-    # As an index stores them.
-    pictures = pictures.astype(np.float16).astype(np.float32)
-    owner = np.repeat(np.arange(len(rows)), [len(row["captions"]) for row in rows])
-    names = [row["image"].encode() for row in rows]
-    side = np.array([int(hashlib.sha256(name).hexdigest(), 16) % 2 for name in names])
-    halves = []
-    for number in (0, 1):
-        kept = np.flatnonzero(side == number)
-        mine = np.isin(owner, kept)
-        halves.append(
-            Half(
-                pictures_ND=pictures[kept],
-                captions_QD=texts[mine],
-                owner_Q=np.searchsorted(kept, owner[mine]),
-            )
-        )
-    return halves[0], halves[1]
+Judging = Callable[[Floats, Floats], Judge]
+"""Of a question and the vectors that it searches."""
 
 
-def trial(half: Half, size: int, seed: int) -> Trial:
-    """Take half of the pictures out, keep at most `size` of the rest, and ask for all.
-
-    As many queries with as without their picture.
-    """
-    rng = np.random.default_rng([seed, size])
-    kept = rng.permutation(len(half.pictures_ND))[: min(size, len(half.pictures_ND) // 2)]
-    present_Q = np.isin(half.owner_Q, kept)
-    count = min(present_Q.sum(), (~present_Q).sum())
-    chosen = np.concatenate(
-        [
-            rng.choice(np.flatnonzero(which), count, replace=False)
-            for which in (present_Q, ~present_Q)
-        ]
-    )
-    asked = ask(half.captions_QD[chosen], half.pictures_ND[kept])
-    return Trial(
-        backgrounds=asked.backgrounds,
-        best_Q=asked.best_Q,
-        present_Q=present_Q[chosen],
-        owner_Q=half.owner_Q[chosen],
+def found(asked: Asked, judging: Judging | None = None) -> Best:
+    """The best picture of each question, and its relevance if there is a judge, else its score."""
+    pairs = list(zip(asked.vectors_QD, asked.collections, strict=True))
+    scores = [float((pictures_ND @ query_D).max()) for query_D, pictures_ND in pairs]
+    values = scores
+    if judging is not None:
+        judges = [judging(query_D, pictures_ND) for query_D, pictures_ND in pairs]
+        values = [judge.relevance(score) for judge, score in zip(judges, scores, strict=True)]
+    return Best(
+        score_Q=np.array(scores),
+        values_Q=np.array(values),
+        present_Q=asked.present_Q,
+        target_Q=asked.target_Q,
     )
 
 
-def ask(queries_QD: Floats, pictures_ND: Floats) -> Trial:
-    """Queries that have no picture in the collection."""
-    backgrounds = []
-    for query_D in queries_QD:
-        background = relevance.background_of(query_D, pictures_ND, len(pictures_ND))
-        if background is None:
-            raise SystemExit("a collection is too small to tell the spread of a query")
-        backgrounds.append(background)
-    count = len(queries_QD)
-    return Trial(
-        backgrounds=backgrounds,
-        best_Q=(queries_QD @ pictures_ND.T).max(axis=1),
-        present_Q=np.zeros(count, dtype=bool),
-        owner_Q=np.full(count, -1),
-    )
+def joined(parts: Sequence[Best]) -> Best:
+    """All questions."""
+    names = ("score_Q", "values_Q", "present_Q", "target_Q")
+    return Best(**{name: np.concatenate([getattr(one, name) for one in parts]) for name in names})
 
 
 # --- learning ---
@@ -182,65 +147,75 @@ def logistic(features: Floats, truth: NDArray[np.bool_]) -> Floats:
     return np.append(raw, weights[-1] - raw @ mean)
 
 
-def fit(trials: Sequence[Trial]) -> tuple[Constants, RelativeConstants]:
-    """Learn the constants from queries with and without their picture."""
-    truth = np.concatenate([one.present_Q for one in trials])
-    best = np.concatenate([one.best_Q for one in trials])
-    known = [background for one in trials for background in one.backgrounds]
+def backgrounds(asked: Asked, prior: Prior | None) -> list[Background]:
+    """What chance gives each question."""
+    known = []
+    for query_D, pictures_ND in zip(asked.vectors_QD, asked.collections, strict=True):
+        background = background_of(query_D, pictures_ND, len(pictures_ND), prior)
+        if background is None:
+            raise SystemExit("a collection is too small to tell the spread of a question")
+        known.append(background)
+    return known
+
+
+def learn(asked: Sequence[Asked], prior: Prior) -> Constants:
+    """The constants of one kind of question; no threshold yet."""
+    best = joined([found(one) for one in asked])
+    known = [background for one in asked for background in backgrounds(one, prior)]
+    spread = np.array([b.spread for b in known])
+    chance = np.array([best_of(b.num_items) for b in known])
+    features = np.c_[best.score_Q, spread, spread * chance]
+    score, own, most, offset = logistic(features, best.present_Q).round(3).tolist()
+    return Constants(offset=offset, score=score, spread=own, best=most, threshold=0.0)
+
+
+def learn_relative(asked: Sequence[Asked]) -> RelativeConstants:
+    """The constants of any model; no threshold yet."""
+    best = joined([found(one) for one in asked])
+    known = [background for one in asked for background in backgrounds(one, None)]
     mean, spread = (np.array([getattr(b, name) for b in known]) for name in ("mean", "spread"))
     chance = np.array([best_of(b.num_items) for b in known])
-    score, own, most, offset = logistic(np.c_[best, spread, spread * chance], truth).tolist()
-    weight, level = logistic(((best - mean) / spread - chance)[:, None], truth).tolist()
-    measured = Constants(offset=offset, score=score, spread=own, best=most, threshold=0.0)
-    relative = RelativeConstants(offset=level, weight=weight, threshold=0.0)
-    return (
-        Constants(
-            offset=round(offset, 3),
-            score=round(score, 3),
-            spread=round(own, 3),
-            best=round(most, 3),
-            threshold=threshold(trials, measured_relevance(measured)),
-        ),
-        RelativeConstants(
-            offset=round(level, 3),
-            weight=round(weight, 3),
-            threshold=threshold(trials, relative_relevance(relative)),
-        ),
-    )
+    above = (best.score_Q - mean) / spread - chance
+    weight, offset = logistic(above[:, None], best.present_Q).round(3).tolist()
+    return RelativeConstants(offset=offset, weight=weight, threshold=0.0)
 
 
-Measure = Callable[[Trial], Floats]
+def judging_by(constants: Constants | RelativeConstants, prior: Prior | None) -> Judging:
+    """A judge of constants that are not in the product yet."""
+
+    def judging(query_D: Floats, pictures_ND: Floats) -> Judge:
+        background = background_of(query_D, pictures_ND, len(pictures_ND), prior)
+        if background is None:
+            raise SystemExit("a collection is too small to tell the spread of a question")
+        if isinstance(constants, Constants):
+            return measured_judge(background, constants)
+        return relative_judge(background, constants)
+
+    return judging
 
 
-def cosine(one: Trial) -> Floats:
-    """The plain score of the best picture."""
-    return one.best_Q
+def threshold(best: Best) -> float:
+    """Where one question in ten whose picture is there is refused."""
+    return round(float(np.quantile(best.values_Q[best.present_Q], REFUSED)), 3)
 
 
-def measured_relevance(constants: Constants) -> Measure:
-    """Relevance of the best picture where the model was measured."""
-
-    def measure(one: Trial) -> Floats:
-        judges = [relevance.measured_judge(b, constants) for b in one.backgrounds]
-        return np.array([j.relevance(float(s)) for j, s in zip(judges, one.best_Q, strict=True)])
-
-    return measure
-
-
-def relative_relevance(constants: RelativeConstants) -> Measure:
-    """Relevance of the best picture for any model."""
-
-    def measure(one: Trial) -> Floats:
-        judges = [relevance.relative_judge(b, constants) for b in one.backgrounds]
-        return np.array([j.relevance(float(s)) for j, s in zip(judges, one.best_Q, strict=True)])
-
-    return measure
-
-
-def threshold(trials: Sequence[Trial], measure: Measure) -> float:
-    """Where one query in ten whose picture is there is refused."""
-    values = np.concatenate([measure(one)[one.present_Q] for one in trials])
-    return round(float(np.quantile(values, REFUSED)), 3)
+def fit(half: Half) -> tuple[Prior, dict[Kind, Constants], RelativeConstants]:
+    """Learn the prior and all constants from one half."""
+    prior = prior_from(half.wholes_ND)
+    measured: dict[Kind, Constants] = {}
+    large: list[Asked] = []
+    for kind in dict.fromkeys(case.kind for case in CASES.values()):
+        cases = [case for case in CASES.values() if case.kind == kind]
+        asked = {size: [ask(half, case, size, 0) for case in cases] for size in FIT_SIZES}
+        constants = learn([one for size in FIT_SIZES for one in asked[size]], prior)
+        hard = [one for size in THRESHOLD_SIZES for one in asked[size]]
+        level = threshold(joined([found(one, judging_by(constants, prior)) for one in hard]))
+        measured[kind] = replace(constants, threshold=level)
+        large.extend(one for size in FIT_SIZES if size >= FEWEST for one in asked[size])
+    relative = learn_relative(large)
+    hard = [one for one in large if len(one.collections[0]) >= THRESHOLD_SIZES[0]]
+    level = threshold(joined([found(one, judging_by(relative, None)) for one in hard]))
+    return prior, measured, replace(relative, threshold=level)
 
 
 # --- reporting ---
@@ -269,36 +244,36 @@ class Estimate:
         return [round(number, 4) for number in (self.value, self.low, self.high)]
 
 
-def with_interval(
-    trials: Sequence[Trial], measure: Measure, figure: Callable[[Floats, Floats], float]
-) -> Estimate:
-    """A figure of present and absent queries' values."""
-    values = np.concatenate([measure(one) for one in trials])
-    present = np.concatenate([one.present_Q for one in trials])
-    owner = np.concatenate([one.owner_Q for one in trials])
+def with_interval(best: Best, figure: Callable[[Floats, Floats], float]) -> Estimate:
+    """A figure of present and absent questions' values."""
     rng = np.random.default_rng(0)
-    pictures = np.unique(owner)
-    rows_of = {picture: np.flatnonzero(owner == picture) for picture in pictures}
+    pictures, own = np.unique(best.target_Q, return_inverse=True)
+    order = np.argsort(own, kind="stable")
+    rows_of = np.split(order, np.searchsorted(own[order], np.arange(1, len(pictures))))
     drawn = []
     for _ in range(RESAMPLES):
-        rows = np.concatenate([rows_of[p] for p in rng.choice(pictures, len(pictures))])
-        drawn.append(figure(values[rows][present[rows]], values[rows][~present[rows]]))
-    low, high = np.quantile(drawn, (0.025, 0.975)).tolist()
-    return Estimate(value=figure(values[present], values[~present]), low=low, high=high)
+        rows = np.concatenate(
+            [rows_of[one] for one in rng.integers(len(pictures), size=len(rows_of))]
+        )
+        present = best.present_Q[rows]
+        drawn.append(figure(best.values_Q[rows][present], best.values_Q[rows][~present]))
+    low, high = np.nanquantile(drawn, (0.025, 0.975)).tolist()
+    value = figure(best.values_Q[best.present_Q], best.values_Q[~best.present_Q])
+    return Estimate(value=value, low=low, high=high)
 
 
 def accepted(least: float) -> Callable[[Floats, Floats], float]:
-    """Share of the captions without their picture whose best picture is accepted."""
+    """Share of the questions without their picture whose best picture is accepted."""
     return lambda _, absent: float((absent >= least).mean())
 
 
 def rejected(least: float) -> Callable[[Floats, Floats], float]:
-    """Share of the captions with their picture whose best picture is rejected."""
+    """Share of the questions with their picture whose best picture is rejected."""
     return lambda present, _: float((present < least).mean())
 
 
 def sure(low: float, high: float) -> Callable[[Floats, Floats], float]:
-    """Of the captions with a relevance from `low` to `high`, the share with their picture."""
+    """Of the questions with a relevance from `low` to `high`, the share with their picture."""
 
     def share(present: Floats, absent: Floats) -> float:
         there = int(((present >= low) & (present < high)).sum())
@@ -308,29 +283,130 @@ def sure(low: float, high: float) -> Callable[[Floats, Floats], float]:
     return share
 
 
-def by_threshold(trials: Sequence[Trial], measure: Measure) -> list[dict[str, Any]]:
-    """What `min_relevance` does at several values, printed and returned."""
-    values = np.concatenate([measure(one) for one in trials])
-    print("\n| min_relevance | false accepts | false rejects | relevance up to | queries | right |")
-    print("|---|---|---|---|---|---|")
-    rows = []
-    for low, high in zip(LEAST, (*LEAST[1:], 1.001), strict=True):
-        row = {
-            "false_accepts": with_interval(trials, measure, accepted(low)),
-            "false_rejects": with_interval(trials, measure, rejected(low)),
-            "right": with_interval(trials, measure, sure(low, high)),
-        }
-        count = int(((values >= low) & (values < high)).sum())
-        cells = f"{low} | {row['false_accepts']} | {row['false_rejects']}"
-        print(f"| {cells} | {min(high, 1.0)} | {count} | {row['right']} |")
-        plain = {key: estimate.plain() for key, estimate in row.items()}
-        rows.append({"min_relevance": low, "queries_up_to_next": count} | plain)
+Product = Callable[[Kind], Judging]
+
+
+def by_case(
+    half: Half, product: Product
+) -> tuple[list[dict[str, Any]], dict[str, dict[int, Best]]]:
+    """The table of all ways to ask and all sizes, and what was found."""
+    print(
+        f"\nFalse accepts / false rejects by size of the collection, {len(half.wholes_ND)} pictures"
+    )
+    print("| asked by | " + " | ".join(str(size) for size in SIZES) + " |")
+    print("|---|" + "---|" * len(SIZES))
+    rows: list[dict[str, Any]] = []
+    kept: dict[str, dict[int, Best]] = {}
+    for name, case in CASES.items():
+        judging, cells, kept[name] = product(case.kind), [], {}
+        for size in SIZES:
+            asked = ask(half, case, size, 1)
+            best = kept[name][size] = found(asked, judging)
+            level = judging(asked.vectors_QD[0], asked.collections[0]).threshold
+            accepts = with_interval(best, accepted(level))
+            rejects = with_interval(best, rejected(level))
+            cells.append(f"{accepts} / {rejects}")
+            rows.append(
+                {"asked_by": name, "kind": case.kind, "pictures": size, "threshold": level}
+                | {"questions": len(best.values_Q)}
+                | {"false_accepts": accepts.plain(), "false_rejects": rejects.plain()}
+            )
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+    return rows, kept
+
+
+def by_measure(
+    a: Half, b: Half, strange: Mapping[str, Floats], product: Product, weights_hash: str
+) -> list[dict[str, Any]]:
+    """What a plain cosine and the distance above chance do beside relevance, for words."""
+    case = CASES["words"]
+    learned = [ask(a, case, size, 0) for size in THRESHOLD_SIZES]
+    level = threshold(joined([found(one) for one in learned]))
+    judging = product("words")
+    measures: dict[str, tuple[Judging | None, float]] = {
+        "cosine": (None, level),
+        "above chance (any model)": (judging_by(ANY_MODEL, None), ANY_MODEL.threshold),
+        "relevance": (
+            judging,
+            judging(learned[0].vectors_QD[0], learned[0].collections[0]).threshold,
+        ),
+    }
+    print("\n| words | pictures | AUC | false accepts | false rejects | off topic | nonsense |")
+    print("|---|---|---|---|---|---|---|")
+    rows: list[dict[str, Any]] = []
+    for name, (how, least) in measures.items():
+        for size in SHOWN:
+            if name.startswith("above") and size < FEWEST:
+                continue
+            best = found(ask(b, case, size, 1), how)
+            figures = {
+                "auc": with_interval(best, auc),
+                "false_accepts": with_interval(best, accepted(least)),
+                "false_rejects": with_interval(best, rejected(least)),
+            }
+            foreign = {
+                kind: round(
+                    float((found(ask_strange(v, b, size, 1), how).values_Q >= least).mean()), 4
+                )
+                for kind, v in strange.items()
+            }
+            cells = [str(each) for each in figures.values()]
+            cells += [f"{share:.2f}" for share in foreign.values()]
+            print(f"| {name}, at least {least:.3f} | {size} | {' | '.join(cells)} |", flush=True)
+            plain = {key: each.plain() for key, each in figures.items()}
+            rows.append({"what": name, "threshold": least, "pictures": size} | plain | foreign)
     return rows
 
 
-def report(a: Half, b: Half, model_name: str, measures: dict[str, Measure]) -> list[dict[str, Any]]:
-    """Print the tables of each size of the collection, and give their figures."""
-    model = costream.load(model_name)
+def by_least(kept: Mapping[int, Best]) -> list[dict[str, Any]]:
+    """What `min_relevance` does at several values, for words."""
+    heads = [f"false accepts, {size} pictures | false rejects, {size}" for size in SHOWN]
+    print(f"\n| min_relevance | {' | '.join(heads)} |")
+    print("|---|" + "---|---|" * len(SHOWN))
+    rows: list[dict[str, Any]] = []
+    for least in LEAST:
+        cells = []
+        for size in SHOWN:
+            accepts = with_interval(kept[size], accepted(least))
+            rejects = with_interval(kept[size], rejected(least))
+            cells += [str(accepts), str(rejects)]
+            rows.append(
+                {"min_relevance": least, "pictures": size}
+                | {"false_accepts": accepts.plain(), "false_rejects": rejects.plain()}
+            )
+        print(f"| {least} | {' | '.join(cells)} |", flush=True)
+    return rows
+
+
+def calibration(kept: Mapping[str, Mapping[int, Best]]) -> list[dict[str, Any]]:
+    """Of the questions with a relevance between two values, how many have their picture there."""
+    groups = {f"words, {size} pictures": kept["words"][size] for size in SHOWN}
+    groups["words, all sizes"] = joined(list(kept["words"].values()))
+    others = [best for name, sizes in kept.items() if name != "words" for best in sizes.values()]
+    groups["all other ways, all sizes"] = joined(others)
+    print(f"\n| relevance of the best picture | {' | '.join(groups)} |")
+    print("|---|" + "---|" * len(groups))
+    rows: list[dict[str, Any]] = []
+    for low, high in zip((0.0, *LEAST), (*LEAST, 1.001), strict=True):
+        cells = []
+        for name, best in groups.items():
+            count = int(((best.values_Q >= low) & (best.values_Q < high)).sum())
+            # Fewer tell nothing.
+            if count < 20:
+                cells.append(f"({count})")
+                continue
+            share = with_interval(best, sure(low, high))
+            cells.append(f"{share} of {count}")
+            rows.append(
+                {"relevance": [low, min(high, 1.0)], "of": name, "questions": count}
+                | {"right": share.plain()}
+            )
+        print(f"| {low} to {min(high, 1.0)} | {' | '.join(cells)} |", flush=True)
+    return rows
+
+
+def strange_words() -> dict[str, list[str]]:
+    """Words that no picture of the split is to be found by."""
     rng = random.Random(0)  # noqa: S311
     nonsense = [
         " ".join(
@@ -339,41 +415,10 @@ def report(a: Half, b: Half, model_name: str, measures: dict[str, Measure]) -> l
         )
         for _ in range(150)
     ]
-    other = " ".join(OFF_TOPIC.split()).split("; ")
-    strange = {"off topic": model.encode_texts(other), "nonsense": model.encode_texts(nonsense)}
-    learned = [trial(a, size, seed) for size in SIZES for seed in range(REMOVALS)]
-    sizes = []
-    for size in SIZES[1::2]:
-        trials = [trial(b, size, 1000 + seed) for seed in range(REMOVALS)]
-        count = len(trials[0].backgrounds)
-        shown = min(size, len(b.pictures_ND) // 2)
-        asked = f"{len(other)} off topic, {len(nonsense)} nonsense"
-        print(f"\n{shown} pictures, {REMOVALS} x {count} captions, {asked}")
-        print("| | AUC | false accepts | false rejects | off topic accepted | nonsense accepted |")
-        print("|---|---|---|---|---|---|")
-        rows = []
-        for name, measure in measures.items():
-            level = threshold(learned, measure)
-            row = {
-                "auc": with_interval(trials, measure, auc),
-                "false_accepts": with_interval(trials, measure, accepted(level)),
-                "false_rejects": with_interval(trials, measure, rejected(level)),
-            }
-            foreign = {}
-            for kind, queries_QD in strange.items():
-                values = measure(ask(queries_QD, b.pictures_ND[:shown]))
-                foreign[f"{kind} accepted"] = round(float((values >= level).mean()), 4)
-            cells = [str(cell) for cell in row.values()]
-            cells += [f"{share:.2f}" for share in foreign.values()]
-            print(f"| {name}, at least {level:.3f} | {' | '.join(cells)} |")
-            plain = {key: estimate.plain() for key, estimate in row.items()}
-            rows.append({"what": name, "threshold": level} | plain | foreign)
-        by_least = by_threshold(trials, list(measures.values())[-1])
-        sizes.append(
-            {"pictures": shown, "captions": REMOVALS * count, "at_one_in_ten": rows}
-            | {"by_min_relevance": by_least}
-        )
-    return sizes
+    return {
+        "off_topic_accepted": " ".join(OFF_TOPIC.split()).split("; "),
+        "nonsense_accepted": nonsense,
+    }
 
 
 def main() -> int:
@@ -385,27 +430,49 @@ def main() -> int:
     parser.add_argument("--model", default="cots-mini")
     parser.add_argument("--cache", type=Path, help="keep the vectors in this .npz file")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
-    parser.add_argument("--fit", action="store_true", help="learn the constants and print them")
+    parser.add_argument(
+        "--fit", action="store_true", help="learn the constants, print them, and write the prior"
+    )
     options = parser.parse_args()
-    a, b = read_halves(options.data, options.model, options.cache)
-    print(f"A: {len(a.pictures_ND)} pictures, B: {len(b.pictures_ND)} pictures")
-    measured, relative = fit([trial(a, size, seed) for size in SIZES for seed in range(REMOVALS)])
+    model = costream.load(options.model)
+    space = model.space
+    a, b = read_halves(options.data, model, options.cache)
+    print(f"A: {len(a.wholes_ND)} pictures, B: {len(b.wholes_ND)} pictures")
     if options.fit:
-        print(f'    "{costream.load(options.model).space.weights_hash}": {measured},')
-        print(f"    {relative}")
-    measures = {
-        "cosine": cosine,
-        "above chance (any model)": relative_relevance(relative),
-        "relevance (this model)": measured_relevance(measured),
+        prior, measured, relative = fit(a)
+        print(f"wrote {write_prior(prior, space.weights_hash)}")
+        print(f'    "{space.weights_hash}": {{')
+        for kind, constants in measured.items():
+            print(f'        "{kind}": {constants},')
+        print(f"    }}\n    {relative}")
+        return 0
+    if space.weights_hash not in MEASURED:
+        raise SystemExit("the model was not measured: run with --fit, paste what it prints")
+
+    def product(kind: Kind) -> Judging:
+        """What a `Searcher` asks."""
+
+        def judging(query_D: Floats, pictures_ND: Floats) -> Judge:
+            judge = judge_of(query_D, pictures_ND, len(pictures_ND), space=space, kind=kind)
+            if not isinstance(judge, Judge):
+                raise SystemExit(judge.why)
+            return judge
+
+        return judging
+
+    strange = {name: model.encode_texts(words) for name, words in strange_words().items()}
+    cases, kept = by_case(b, product)
+    content = {
+        "model": options.model,
+        "data": f"half B of the dev split, {len(b.wholes_ND)} pictures, each asked for in a "
+        "collection that it is in and in one that it is not in",
+        "intervals": f"95 %, {RESAMPLES} resamplings of pictures",
+        "cases": cases,
+        "measures": by_measure(a, b, strange, product, space.weights_hash),
+        "by_min_relevance": by_least(kept["words"]),
+        "calibration": calibration(kept),
     }
-    sizes = report(a, b, options.model, measures)
     if options.json is not None:
-        content = {
-            "model": options.model,
-            "data": f"half B of the dev split, {len(b.pictures_ND)} pictures, half of them removed",
-            "intervals": f"95 %, {RESAMPLES} resamplings of pictures",
-            "sizes": sizes,
-        }
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(content, indent=1) + "\n")
     return 0

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from costream.data.decode import open_image
+from costream.encoders.light.encoder import LightEncoder
 from costream.errors import ConfigError, DataError, SpaceMismatch
 from costream.index import Filter, Index, Item
 from costream.records import Ranking, Space
@@ -53,8 +54,8 @@ class Colours(TextColours):
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def unit(count: int, seed: int) -> np.ndarray:
-    vectors = np.random.default_rng(seed).standard_normal((count, DIM)).astype(np.float32)
+def unit(count: int, seed: int, dim: int = DIM) -> np.ndarray:
+    vectors = np.random.default_rng(seed).standard_normal((count, dim)).astype(np.float32)
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
@@ -347,10 +348,45 @@ def test_below_the_least_relevance_nothing_is_shown(many: Searcher) -> None:
         assert kept == tuple(one for one in whole if (one.relevance or 0) >= least)
 
 
-def test_a_handful_of_items_is_too_few_to_judge(index: Index) -> None:
+def test_of_an_unmeasured_model_a_handful_of_items_is_too_few_to_judge(index: Index) -> None:
     index.add([Item(id=f"{n}") for n in range(5)], unit(5, 0), SPACE)
     answer = ask(Searcher(index, Colours()), Words("red"), min_relevance=0.9)
     assert [result.relevance for result in answer.results] == [None] * 5
+    assert not answer.nothing_relevant
+    assert "20 items" in answer.unjudged
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 40])
+def test_of_a_measured_model_every_question_is_judged_in_any_collection(
+    index: Index, count: int
+) -> None:
+    model = LightEncoder("cots-mini")
+    index.add([Item(id=f"{n}") for n in range(count)], unit(count, 0, 256), model.space)
+    other = Words("snow", weight=-0.5)
+    for terms in [(Words("red"),), (Words("red"), other), (Like("0"),), (Like("0"), other)]:
+        answer = ask(Searcher(index, model), *terms, hybrid=False)
+        assert all(0 <= (one.relevance or -1) <= 1 for one in answer.results)
+        assert bool(answer.unjudged) is not bool(answer.results)
+
+
+def test_an_item_as_an_example_is_judged_as_if_it_were_outside(many: Searcher) -> None:
+    outside = ask(many, Words("red"), top=30, hybrid=False).results
+    many.index.add([Item(id="example")], Colours().encode_texts(["red"]), SPACE)
+    inside = ask(many, Like("example"), top=30).results
+    assert [one.relevance for one in inside] == pytest.approx(
+        [one.relevance for one in outside], abs=1e-4
+    )
+
+
+@pytest.mark.parametrize("options", [{"weight": -1.0}, {"product": True}], ids=str)
+def test_what_was_never_measured_has_no_relevance_and_the_answer_says_why(
+    many: Searcher, options: dict[str, Any]
+) -> None:
+    weight, product = options.get("weight", 1.0), options.get("product", False)
+    answer = ask(many, Words("red", weight=weight), product=product, min_relevance=0.99)
+    assert len(answer.results) == 10
+    assert all(one.relevance is None for one in answer.results)
+    assert answer.unjudged
     assert not answer.nothing_relevant
 
 

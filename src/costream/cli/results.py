@@ -21,11 +21,17 @@ def say_answer(answer: Answer, *, title: str = "", min_relevance: float | None =
         title: Above the table.
         min_relevance: What was asked for; None when results of any relevance were.
     """
+    if not answer.total:
+        say("nothing meets the conditions (--where)")
+        return
     if answer.nothing_relevant:
         is_shown = bool(answer.results) and min_relevance is None
         say(f"{_NOTHING}; what comes nearest, marked ~:" if is_shown else _NOTHING)
         if not is_shown:
             return
+    if not answer.results:
+        say("no results: --offset or --min-relevance left out all")
+        return
     headers, numbers = ["#", "score", "file"], [0, 1]
     rows = [_row(result, is_near=answer.nothing_relevant) for result in answer.results]
     if any(result.relevance is not None for result in answer.results):

@@ -121,6 +121,8 @@ def run(
     answer = answer_query(query, index, model_name=model, rank=rank or (), kernel=kernel)
     if html is not None:
         _write_page(html, query, answer)
+    if min_relevance is not None and answer.unjudged and answer.results:
+        note(f"--min-relevance left nothing out, as relevance is not known: {answer.unjudged}")
     if as_json:
         say_json(answer_to_json(query, answer))
     else:

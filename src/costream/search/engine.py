@@ -20,11 +20,12 @@ from costream.index.forms import ItemForm
 from costream.search import duplicates
 from costream.search.algebra import combine, multiply
 from costream.search.asked import Asked, OneVector, SeveralVectors
+from costream.search.background import SAMPLE, without
 from costream.search.candidates import Candidate, GoneError, look_up
 from costream.search.query import Like, Picture, Query, Region, Term, Words
 from costream.search.rank import Ranked, rank
 from costream.search.records import Answer, Result
-from costream.search.relevance import SAMPLE, Judge, judge_of
+from costream.search.relevance import Judge, Unknown, judge_of, kind_of
 from costream.search.steps import RankSteps
 
 if TYPE_CHECKING:
@@ -199,7 +200,8 @@ class Searcher:
             asked = self._ask(query)
         with clock("judge"):
             total = self.index.count(query.where)
-            judge = self._judge(query, asked, total)
+            judged = self._judge(query, asked, total)
+        judge = judged if isinstance(judged, Judge) else None
         hidden = _liked(query.terms)
         needed = query.offset + query.top
         depth = needed + len(hidden)
@@ -218,18 +220,25 @@ class Searcher:
             results=shown,
             total=total,
             nothing_relevant=_is_nothing(seen, judge),
+            unjudged=judged.why if isinstance(judged, Unknown) else "",
             exact=ranked.is_exact,
             recall=ranked.by_vectors.recall,
             kernel=ranked.by_vectors.kernel,
             seconds=clock.seconds,
         )
 
-    def _judge(self, query: Query, asked: Asked, total: int) -> Judge | None:
+    def _judge(self, query: Query, asked: Asked, total: int) -> Judge | Unknown:
         if not isinstance(asked, OneVector):
-            return None
+            return Unknown(why="the index has several vectors an item")
+        kind = kind_of(query)
+        if isinstance(kind, Unknown):
+            return kind
         sample_ND = self.index.sample_vectors(SAMPLE, _SEED, asked.space)
-        is_text = all(isinstance(term, Words) for term in query.terms)
-        return judge_of(asked.vector, sample_ND, total, space=asked.space, is_text=is_text)
+        hidden = sorted(_liked(query.terms))
+        if hidden:
+            sample_ND = without(sample_ND, self.index.vectors(hidden))
+        num_items = max(total - len(hidden), 0)
+        return judge_of(asked.vector, sample_ND, num_items, space=asked.space, kind=kind)
 
     def _sift(self, query: Query, seen: Sequence[_Judged]) -> list[_Judged]:
         """Leave out what is below the least relevance, and all but the best of duplicates."""

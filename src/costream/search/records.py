@@ -16,7 +16,7 @@ class Result:
         path: Where the file was when it was indexed, or None when there is no file.
         score: Cosine of the question and the item, -1 to 1.
         relevance: How sure it is that the item is more than the best of chance, 0 to 1; None when
-            the collection is too small to say.
+            that is not known, for which the answer has the reason.
         span: Start and end of the best moment in seconds, for what has a length.
         modality: `image`, `video`, `audio` or `text`.
         reasons: Stage to its score: why the item is where it is.
@@ -42,6 +42,8 @@ class Answer:
         results: Best first.
         total: Items that were looked at: those that the filter lets through.
         nothing_relevant: Whether even the best result looks like the best of chance.
+        unjudged: Why results have no relevance (one that is called by its very name has one all the
+            same); empty where they have.
         exact: Whether the ranking is that of a full scan.
         recall: Audited share of the true best that an inexact kernel finds; None when exact or
             not audited yet.
@@ -52,6 +54,7 @@ class Answer:
     results: tuple[Result, ...]
     total: int
     nothing_relevant: bool = False
+    unjudged: str = ""
     exact: bool = True
     recall: float | None = None
     kernel: str = "exact"

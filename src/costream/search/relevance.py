@@ -1,14 +1,20 @@
 """What a score means: how sure it is that an item is more than the best of chance.
 
 A cosine says nothing by itself: what one query's best wrong picture gets is more than another
-query's right one gets. Here a query is first compared with a sample of the collection, which gives
-the mean and the spread of what chance gives it, and by extreme value theory the best of n draws:
-mean + spread * b(n). The odds that a score is more than that are logistic; their constants were
-learned from captions of pictures that were in a collection or had been taken out of it.
+query's right one gets. Here a query is first compared with its background (`background.py`), which
+gives the mean and the spread of what chance gives it, and by the normal distribution the best of n
+draws: mean + spread * b(n). The odds that a score is more than that are logistic; their constants
+were learned from questions whose picture was in a collection or had been taken out of it, for each
+kind of question: whether it adds words only or pictures too, and whether it subtracts. A composed
+question is compared as the one vector that it is asked with.
 
-For questions in words to a model that was measured (`MEASURED`), the constants weigh the score
-itself, the spread, and the best of chance. For other models and for pictures the only thing known
-is how many spreads a score is above the best of chance (`ANY_MODEL`), which tells much less.
+For a model that was measured (`MEASURED`), the constants weigh the score itself, the spread, and
+the best of chance, and the prior shipped with the model is a background for collections of one item
+and more. For other models the only thing known is how many spreads a score is above the best of
+chance (`ANY_MODEL`), which tells much less, and nothing in collections too small to have a spread.
+
+Nothing is known, either, of what was never measured: questions that only subtract, and terms that
+are multiplied. Then there is no relevance, and the answer says why.
 
 `benchmarks/relevance.py` learns the constants and measures what they are worth.
 
@@ -20,20 +26,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
+
+from costream.search.background import FEWEST, Background, background_of, best_of, read_prior
+from costream.search.query import Query, Words
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from costream.records import Space
 
-SAMPLE: Final = 1024
-"""Vectors of a collection that are enough to know what chance gives."""
-
-FEWEST: Final = 20
-"""Of fewer vectors no spread can be told."""
+Kind = Literal["words", "words less", "pictures", "pictures less"]
+"""What a question adds (pictures as soon as one is among it), and whether it subtracts."""
 
 MOST: Final = 250
 """Items from which on a collection counts as this large where constants were measured: among more
@@ -75,17 +81,26 @@ class RelativeConstants:
 
 
 # Learned on half A (520 pictures) of Flickr8k's dev split, by `benchmarks/relevance.py --fit`; no
-# picture of half B, on which it reports, was used. A threshold refuses one query in ten of A whose
-# picture is there.
-MEASURED: Final[Mapping[str, Constants]] = {
+# picture of half B, on which it reports, was used. A threshold refuses one question in ten of A
+# whose picture is there, in collections of 60 to 250 pictures.
+MEASURED: Final[Mapping[str, Mapping[Kind, Constants]]] = {
     # cots-mini
-    "4a0c399ab14d5dc9": Constants(
-        offset=-5.696, score=9.445, spread=18.136, best=-5.908, threshold=0.331
-    ),
+    "4a0c399ab14d5dc9": {
+        "words": Constants(offset=-5.724, score=13.881, spread=8.916, best=-7.913, threshold=0.282),
+        "words less": Constants(
+            offset=-3.213, score=13.397, spread=0.459, best=-7.899, threshold=0.297
+        ),
+        "pictures": Constants(
+            offset=-4.754, score=11.867, spread=3.792, best=-7.221, threshold=0.285
+        ),
+        "pictures less": Constants(
+            offset=-3.478, score=11.296, spread=1.194, best=-7.029, threshold=0.291
+        ),
+    },
 }
 """Constants by the hash of a model's weights."""
 
-ANY_MODEL: Final = RelativeConstants(offset=-0.518, weight=1.111, threshold=0.365)
+ANY_MODEL: Final = RelativeConstants(offset=-0.692, weight=1.523, threshold=0.311)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,66 +133,35 @@ class Judge:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Background:
-    """What chance gives a query.
+class Unknown:
+    """Scores of one query of which nothing is known.
 
     Attributes:
-        mean: Of the scores of the sample.
-        spread: Their standard deviation.
-        num_items: Items that are searched.
+        why: For people; a clause.
     """
 
-    mean: float
-    spread: float
-    num_items: int
+    why: str
 
 
-def background_of(
-    asked_D: NDArray[np.float32], sample_ND: NDArray[np.float32], num_items: int
-) -> Background | None:
-    """Compare a query with a sample of the collection.
+def kind_of(query: Query) -> Kind | Unknown:
+    """Which of the kinds that were measured a question is.
 
     Args:
-        asked_D: The query, float32 (D,) of length 1.
-        sample_ND: Vectors of the collection, float32 (N, D).
-        num_items: Items that are searched.
-
-    Returns:
-        None where there are too few vectors, or all are the same.
+        query: Of any terms.
 
     Example:
-        >>> sample = np.float32([[0.3, 0], [0.1, 0]] * 10)
-        >>> background = background_of(np.float32([1, 0]), sample, 20)
-        >>> round(background.mean, 3), round(background.spread, 3)
-        (0.2, 0.1)
+        >>> kind_of(Query(terms=(Words("a dog"), Words("snow", weight=-0.5))))
+        'words less'
     """
-    if len(sample_ND) < FEWEST or num_items < 1:
-        return None
-    scores_N = sample_ND @ asked_D
-    spread = float(scores_N.std())
-    if not spread > 0:
-        return None
-    return Background(mean=float(scores_N.mean()), spread=spread, num_items=num_items)
-
-
-def best_of(count: int) -> float:
-    """The best of many draws from a normal distribution, in standard deviations (median).
-
-    Args:
-        count: Draws; at least 2 count.
-
-    Returns:
-        The median of the Gumbel distribution that the maximum tends to (Fisher and Tippett 1928,
-        with the normal distribution's constants); 0.04 too large at 20 draws, less at more.
-
-    Example:
-        >>> round(best_of(20), 2), round(best_of(1000), 2), round(best_of(10**6), 2)
-        (1.86, 3.22, 4.84)
-    """
-    log_n = math.log(max(count, 2))
-    root = math.sqrt(2 * log_n)
-    location = root - (math.log(log_n) + math.log(4 * math.pi)) / (2 * root)
-    return location - math.log(math.log(2)) / root
+    if query.product:
+        return Unknown(why="of terms that are multiplied it was never measured")
+    added = [term for term in query.terms if term.weight > 0]
+    if not added:
+        return Unknown(why="a question that only subtracts says what not to find")
+    less = len(added) < len(query.terms)
+    if all(isinstance(term, Words) for term in added):
+        return "words less" if less else "words"
+    return "pictures less" if less else "pictures"
 
 
 def judge_of(
@@ -186,8 +170,8 @@ def judge_of(
     num_items: int,
     *,
     space: Space,
-    is_text: bool,
-) -> Judge | None:
+    kind: Kind,
+) -> Judge | Unknown:
     """Find out what the scores of a query mean.
 
     Args:
@@ -195,17 +179,20 @@ def judge_of(
         sample_ND: Vectors of the collection, float32 (N, D).
         num_items: Items that are searched.
         space: Where the query lives.
-        is_text: Whether it is words only.
+        kind: Of the question.
 
     Returns:
-        None where the collection is too small to say.
+        `Unknown` where nothing can be said.
     """
-    background = background_of(asked_D, sample_ND, num_items)
+    constants, prior = MEASURED.get(space.weights_hash), read_prior(space.weights_hash)
+    if prior is not None and prior.mean_D.shape != asked_D.shape:
+        # Shortened vectors score otherwise.
+        constants, prior = None, None
+    background = background_of(asked_D, sample_ND, num_items, prior)
     if background is None:
-        return None
-    constants = MEASURED.get(space.weights_hash) if is_text else None
+        return Unknown(why=_why_none(len(sample_ND), num_items))
     if constants is not None:
-        return measured_judge(background, constants)
+        return measured_judge(background, constants[kind])
     return relative_judge(background, ANY_MODEL)
 
 
@@ -238,3 +225,11 @@ def relative_judge(background: Background, constants: RelativeConstants) -> Judg
         offset=constants.offset - constants.weight * chance,
         threshold=constants.threshold,
     )
+
+
+def _why_none(num_vectors: int, num_items: int) -> str:
+    if not num_items:
+        return "there is no item to judge"
+    if num_vectors < FEWEST:
+        return f"for this model it takes a collection of at least {FEWEST} items"
+    return "the question gives all items of the collection the same score"

@@ -273,6 +273,26 @@ def test_a_table_goes_to_stdout_and_nothing_to_stderr(indexed: Path, costream: P
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("red", "--where", "path=/nowhere"), "nothing meets the conditions (--where)\n"),
+        (("red", "--offset", "100"), "no results: --offset or --min-relevance left out all\n"),
+    ],
+)
+def test_an_empty_answer_says_why_it_is_empty(
+    indexed: Path, words: tuple[str, ...], said: str, costream: Program
+) -> None:
+    assert costream("search", *words, cwd=indexed).stdout == said
+
+
+def test_a_least_relevance_that_cannot_be_kept_to_is_said(indexed: Path, costream: Program) -> None:
+    words = ("search", "--minus", "red", "--min-relevance", "0.9")
+    done = costream(*words, cwd=indexed)
+    assert len(done.stdout.splitlines()) == 4
+    assert "relevance is not known: a question that only subtracts" in done.stderr
+
+
 @pytest.mark.parametrize("env", [{}, {"FORCE_COLOR": "1"}, {"NO_COLOR": "1"}])
 def test_no_colour_codes_reach_a_pipe(
     indexed: Path, env: dict[str, str], costream: Program

@@ -61,7 +61,9 @@ CARD = {
     "summary": "Trains small models on a system's frozen features, one factor changed at a time, "
     "and reports each effect beside the spread of seeds.",
     "scale": "Published with models trained for 30 epochs on Flickr30K and COCO in batches of 128. "
-    "An effect as small as the range of seeds needs tens of seeds, here or there.",
+    "Here rSum still rises when training ends, so every rule picks the last checkpoint, and "
+    "smaller batches win by their steps: rules need training past the best checkpoint. An effect "
+    "as small as the range of seeds needs tens of seeds, here or there.",
 }
 
 Scores = NDArray[np.float32]

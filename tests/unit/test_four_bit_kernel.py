@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +82,8 @@ def test_only_a_few_rows_of_the_truth_are_read(tmp_path: Path) -> None:
     queries = unit(8, 5, 32)
     before = [rows.tolist() for rows in kernel.top(queries, 10)[0]]
     touched = np.zeros(40_000, dtype=bool)
-    near = kernel._state[1].near(kernel.rows, queries, 10, 100, None, 40_000)
+    num = math.ceil(four_bit.num_proposals(10, 40_000, 5))
+    near = kernel._state[1].near(kernel.rows, queries, 10, num, None, 40_000)
     for rows in near:
         touched[rows] = True
     assert touched.sum() < 2000

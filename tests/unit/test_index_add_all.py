@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from costream.errors import CostreamError, DataError, NumericalError, SpaceMismatch
 from costream.index import Addition, Index, Item, vector_rows
-from costream.index.overlap import store_while_making
+from costream.overlap import store_while_making
 from costream.records import Space
 
 DIM = 16

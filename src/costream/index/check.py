@@ -68,20 +68,18 @@ def checked_vectors(
     with np.errstate(over="ignore", invalid="ignore"):
         lengths_N = np.sqrt(np.einsum("nd,nd->n", vectors_ND, vectors_ND))
         off_N = ~(np.abs(lengths_N - 1) <= _LENGTH_SLACK)
-        if space.normalised and not off_N.any():
-            # Of length 1: finite, and no row zero in float16.
-            return narrow(vectors_ND) if vectors_ND.dtype == np.float32 else _as_halves(vectors_ND)
-        stored_ND = _as_halves(vectors_ND)
+        is_fine = space.normalised and not off_N.any()
+        if is_fine and vectors_ND.dtype == np.float32:
+            return narrow(vectors_ND)
+        stored_ND = vectors_ND.astype("<f2")
+    if is_fine:
+        return stored_ND  # of length 1: finite, and no row zero in float16
     _refuse_rows(items, ~np.isfinite(vectors_ND).all(axis=1), "has a value that is not finite")
     _refuse_rows(items, ~np.isfinite(stored_ND).all(axis=1), "has a value above 65,504")
     _refuse_rows(items, (stored_ND == 0).all(axis=1), "is zero in float16")
     if space.normalised:
         _refuse_rows(items, off_N, "has another length than 1", lengths_N)
     return stored_ND
-
-
-def _as_halves(vectors_ND: NDArray[Any]) -> NDArray[np.float16]:
-    return vectors_ND.astype("<f2")
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from costream.errors import DataError
 from costream.index.codes import Header
+from costream.scoring.matrix import Matrix
 
 # Rows that can be added before everything is copied to a larger place, besides an eighth.
 SPARE_ROWS = 4096
@@ -91,11 +92,11 @@ class RowFile:
 
 
 class RowsInFiles:
-    """A matrix of which the first rows lie in files and the last ones in memory.
+    """A matrix of which the first rows lie in files and the last ones in memory, in pieces.
 
     Args:
         files: In the order of their rows.
-        rest_MD: float16 (M, D), the rows after those of the files.
+        rest: float16 (M, D), the rows after those of the files; at least one, which may be empty.
 
     Attributes:
         dtype: float16.
@@ -105,23 +106,24 @@ class RowsInFiles:
     dtype = np.dtype(np.float16)
     ndim = 2
 
-    def __init__(self, files: Sequence[RowFile], rest_MD: NDArray[np.float16]) -> None:
+    def __init__(self, files: Sequence[RowFile], *rest: NDArray[np.float16]) -> None:
         self._files = tuple(files)
-        self._rest_MD = rest_MD
-        self._starts = np.cumsum([0, *(len(file) for file in files)])
+        self._rest = rest
+        self._dim = int(rest[0].shape[1])
+        self._starts = np.cumsum([0, *map(len, files), *map(len, rest)])
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Rows and dimensions."""
-        return len(self), self._rest_MD.shape[1]
+        return len(self), self._dim
 
     @property
     def size(self) -> int:
         """Rows times dimensions."""
-        return len(self) * int(self._rest_MD.shape[1])
+        return len(self) * self._dim
 
     def __len__(self) -> int:
-        return int(self._starts[-1]) + len(self._rest_MD)
+        return int(self._starts[-1])
 
     def __getitem__(self, rows: Any) -> NDArray[np.float16]:
         """Rows by a slice or by their numbers.
@@ -130,25 +132,42 @@ class RowsInFiles:
             LostRowsError: They cannot be read, or are not what was written.
         """
         if isinstance(rows, slice):
-            rows_M = np.arange(*rows.indices(len(self)))
+            start, stop, step = rows.indices(len(self))
+            if step == 1:
+                return self._between(start, stop)
+            rows_M = np.arange(start, stop, step)
         else:
             rows_M = np.asarray(rows, dtype=np.int64)
-        where_M = np.searchsorted(self._starts, rows_M, side="right") - 1
-        wanted = np.unique(where_M).tolist()
-        if len(wanted) == 1:
-            return self._part(wanted[0], rows_M)
-        found_MD = np.empty((len(rows_M), self.shape[1]), dtype=np.float16)
-        for where in wanted:
+        where_M = np.searchsorted(self._starts[1:], rows_M, side="right")
+        inside_M = rows_M - self._starts[where_M]
+        found_MD = np.empty((len(rows_M), self._dim), dtype=np.float16)
+        for where, file in enumerate(self._files):
             mine_M = where_M == where
-            found_MD[mine_M] = self._part(where, rows_M[mine_M])
+            if mine_M.any():
+                found_MD[mine_M] = file.read(inside_M[mine_M])
+        in_memory_M = np.flatnonzero(where_M >= len(self._files))
+        pieces = (where_M[in_memory_M] - len(self._files)).tolist()
+        # One by one, since few are asked for at a time, of many pieces.
+        for at, piece, row in zip(
+            in_memory_M.tolist(), pieces, inside_M[in_memory_M].tolist(), strict=True
+        ):
+            found_MD[at] = self._rest[piece][row]
         return found_MD
 
-    def _part(self, where: int, rows_M: NDArray[np.int64]) -> NDArray[np.float16]:
-        inside_M = rows_M - self._starts[where]
-        if where == len(self._files):
-            some_MD: NDArray[np.float16] = self._rest_MD[inside_M]
-            return some_MD
-        return self._files[where].read(inside_M)
+    def _between(self, start: int, stop: int) -> NDArray[np.float16]:
+        found: list[NDArray[np.float16]] = []
+        parts: list[RowFile | NDArray[np.float16]] = [*self._files, *self._rest]
+        for part, first in zip(parts, self._starts[:-1].tolist(), strict=True):
+            begin, end = max(start - first, 0), min(stop - first, len(part))
+            if begin < end:
+                found.append(
+                    part.read(np.arange(begin, end))
+                    if isinstance(part, RowFile)
+                    else part[begin:end]
+                )
+        if len(found) == 1:
+            return found[0]
+        return np.concatenate([np.empty((0, self._dim), np.float16), *found])
 
 
 @dataclass(slots=True)
@@ -165,33 +184,39 @@ class Held:
     num_rows: int = 0
     files: list[RowFile] = field(default_factory=list)
     _places: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
-    _vectors: NDArray[np.float16] = field(init=False)
-    # What came last and is not copied behind the rest before somebody looks.
+    # Rows in memory: pieces as they came, then what was copied together, with room for more.
+    _pieces: list[NDArray[np.float16]] = field(default_factory=list)
+    _joined: NDArray[np.float16] = field(init=False)
+    # What came last and is not put behind the rest before somebody looks.
     _new: list[tuple[NDArray[np.int64], NDArray[np.float16]]] = field(default_factory=list)
     _num_filed: int = 0
+    _num_joined: int = 0
+    _in_one_piece: bool = False
 
     def __post_init__(self) -> None:
-        self._vectors = np.empty((0, self.dim), np.float16)
+        self._joined = np.empty((0, self.dim), np.float16)
 
     @property
     def places(self) -> NDArray[np.int64]:
         """int64 (N,)."""
-        self._join()
+        self._take_new()
         return self._places[: self.num_rows]
 
     @property
-    def vectors(self) -> NDArray[np.float16] | RowsInFiles:
-        """float16 (N, D)."""
-        self._join()
-        rest = self._vectors[: self.num_rows - self._num_filed]
-        return RowsInFiles(self.files, rest) if self.files else rest
+    def vectors(self) -> Matrix:
+        """float16 (N, D), wherever they lie; nothing is copied that is much."""
+        self._take_new()
+        joined = self._joined[: self._num_joined]
+        if self.files or self._pieces:
+            return RowsInFiles(self.files, *self._pieces, joined)
+        return joined
 
-    def first(self, count: int) -> NDArray[np.float16] | RowsInFiles:
+    def first(self, count: int) -> Matrix:
         """The first rows; of rows in files exactly those of the first file."""
         if self.files:
             return RowsInFiles(self.files[:1], np.empty((0, self.dim), np.float16))
-        self._join()
-        return self._vectors[:count]
+        self.fetch()
+        return self._joined[:count]
 
     @property
     def num_in_memory(self) -> int:
@@ -216,60 +241,74 @@ class Held:
 
     def put_aside(self, file: RowFile) -> None:
         """Take the rows in memory from a file instead, which holds just these."""
-        self._join()
+        self._take_new()
         self.files.append(file)
         self._num_filed = self.num_rows
-        self._vectors = np.empty((0, self.dim), np.float16)
+        self._set_joined(np.empty((0, self.dim), np.float16))
 
     def fetch(self) -> None:
-        """Have all vectors in memory.
+        """Have all vectors in memory in one piece, also those that come later.
 
         Raises:
             LostRowsError: They cannot be read, or are not what was written.
         """
-        if self.files:
-            self._vectors = self.vectors[:]
+        self._in_one_piece = True
+        vectors = self.vectors
+        if not isinstance(vectors, np.ndarray):
+            self._set_joined(vectors[:])
             self.files, self._num_filed = [], 0
 
     def add_room(self, count: int) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
         """Places (M,) and vectors (M, D) of new rows in memory, to be written to."""
-        self._join(count)
+        self._take_new()
+        self._make_room(self.num_rows + count)
         start = self.num_rows
         self.num_rows += count
-        where = slice(start - self._num_filed, self.num_rows - self._num_filed)
-        return self._places[start : self.num_rows], self._vectors[where]
+        return self._places[start : self.num_rows], self._room_for(count)
 
     def keep(self, rows: NDArray[np.int64]) -> None:
         """Drop all rows but some; all must be in memory."""
-        self._join()
-        kept = Held(self.dim)
-        places, vectors = kept.add_room(len(rows))
-        np.take(self._places, rows, out=places)
-        np.take(self._vectors, rows, axis=0, out=vectors)
-        self._places, self._vectors, self.num_rows = kept._places, kept._vectors, kept.num_rows
+        places, vectors = self.places[rows], self.vectors[rows]
+        self._set_places(places)
+        self._set_joined(vectors)
 
     def _set_places(self, places: NDArray[np.int64]) -> None:
         self._places, self.num_rows = places, len(places)
 
-    def _join(self, more: int = 0) -> None:
-        """Copy what is new behind the rest, and make room for so many rows after it."""
-        if not self._new and not more:
+    def _set_joined(self, vectors: NDArray[np.float16]) -> None:
+        self._pieces, self._joined, self._num_joined = [], vectors, len(vectors)
+
+    def _take_new(self) -> None:
+        """Put what is new behind the rest: much stays where it is, little is copied together."""
+        new, self._new = self._new, []
+        if not new:
             return
-        known = self.num_rows - sum(len(places) for places, _ in self._new)
-        total = self.num_rows + more
+        self._make_room(self.num_rows)
+        known = self.num_rows - sum(len(places) for places, _ in new)
+        for places, vectors in new:
+            self._places[known : known + len(places)] = places
+            known += len(places)
+            if len(vectors) < SPARE_ROWS or self._in_one_piece:
+                self._room_for(len(vectors))[:] = vectors
+                continue
+            if self._num_joined:
+                self._pieces.append(self._joined[: self._num_joined])
+                self._joined, self._num_joined = np.empty((0, self.dim), np.float16), 0
+            self._pieces.append(vectors)
+
+    def _make_room(self, total: int) -> None:
         if total > len(self._places):
             room = np.empty(total + total // 8 + SPARE_ROWS, dtype=np.int64)
-            room[:known] = self._places[:known]
+            room[: len(self._places)] = self._places
             self._places = room
-        if total - self._num_filed > len(self._vectors):
-            num_kept, wanted = known - self._num_filed, total - self._num_filed
+
+    def _room_for(self, count: int) -> NDArray[np.float16]:
+        """Where so many more rows go."""
+        start, end = self._num_joined, self._num_joined + count
+        if end > len(self._joined):
             # Memory that is never written costs nothing.
-            wide = np.empty((wanted + max(num_kept, wanted // 8) + SPARE_ROWS, self.dim), "<f2")
-            wide[:num_kept] = self._vectors[:num_kept]
-            self._vectors = wide
-        for places, vectors in self._new:
-            end = known + len(places)
-            self._places[known:end] = places
-            self._vectors[known - self._num_filed : end - self._num_filed] = vectors
-            known = end
-        self._new = []
+            wide = np.empty((end + max(start, end // 8) + SPARE_ROWS, self.dim), "<f2")
+            wide[:start] = self._joined[:start]
+            self._joined = wide
+        self._num_joined = end
+        return self._joined[start:end]

@@ -33,13 +33,13 @@ from costream.index import (
 from costream.index.answering import Hit
 from costream.index.check import Batch
 from costream.index.filters import Filter
-from costream.index.overlap import store_while_making
 from costream.index.present import Present, active
 from costream.index.records import Addition, IndexStats, Item, Moment, SpaceEntry
 from costream.index.rows import Encoded
 from costream.index.session import Session
 from costream.index.vector_rows import StoredVector
 from costream.index.watch import Watch
+from costream.overlap import store_while_making
 from costream.records import Ranking, Space
 from costream.scoring.kernels import check_kernel
 

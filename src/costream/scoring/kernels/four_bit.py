@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,14 +27,18 @@ from numpy.typing import NDArray
 from turbovec import TurboQuantIndex  # type: ignore[import-untyped]
 
 from costream.errors import ConfigError
+from costream.overlap import store_while_making
 from costream.scoring.dot import BLOCK_QUERIES, ExactScan, unit_queries, widen
 from costream.scoring.kernels.protocol import Found, Metric
 from costream.scoring.kernels.rows import Rows
 from costream.scoring.matrix import Matrix
 
 # turbovec searches in stages, of which the first compares signs only: what is proposed beyond what
-# is wanted makes up for what that stage gets wrong.
+# is wanted makes up for what that stage gets wrong. The more rows there are, the more of them lie
+# beside the best. Of several queries at once turbovec keeps less for its later stages: twice as
+# many proposals find as much as those of one query.
 PROPOSALS, PROPOSALS_PER_RESULT = 60, 4
+MANY_ROWS = 2**20
 # Up to so many rows that can be found are all scored, which is exact.
 FEW = 4096
 # Times the number of proposals is raised when the last one might still belong to the answer.
@@ -116,7 +121,7 @@ class FourBitKernel:
             scan = ExactScan(rows.vectors_ND, codes.longest, rows.metric == "cosine")
             near = scan.candidates(unit_QD, top, findable_N)
         else:
-            num = math.ceil(self.depth * (PROPOSALS + PROPOSALS_PER_RESULT * top))
+            num = math.ceil(self.depth * num_proposals(top, num_findable, len(unit_QD)))
             near = []
             for start in range(0, len(unit_QD), BLOCK_QUERIES):
                 part_QD = unit_QD[start : start + BLOCK_QUERIES]
@@ -141,6 +146,22 @@ class FourBitKernel:
     def deepen(self) -> None:
         """Propose twice as many rows from now on; see `Kernel.deepen`."""
         self.depth *= 2
+
+
+def num_proposals(top: int, num_rows: int, num_queries: int) -> float:
+    """How many rows are proposed at first.
+
+    Args:
+        top: How many are wanted.
+        num_rows: How many can be found.
+        num_queries: How many queries are asked at once.
+
+    Example:
+        >>> [num_proposals(10, rows, 1) for rows in (2**18, 2**20, 2**22)]
+        [100.0, 100.0, 200.0]
+    """
+    growth = max(1.0, math.sqrt(num_rows / MANY_ROWS))
+    return (PROPOSALS + PROPOSALS_PER_RESULT * top) * growth * (1 if num_queries == 1 else 2)
 
 
 @dataclass(slots=True, eq=False)
@@ -219,17 +240,27 @@ class Codes:
         return len(self.mean_W)
 
     def add(self, rows: Rows, start: int) -> None:
-        """Code the rows from `start` on."""
-        for first in range(start, len(rows), CODED_ROWS):
-            wide_MW = _wide(rows, slice(first, first + CODED_ROWS), self.width)
-            self.longest = max(self.longest, _length_bound(wide_MW))
-            wide_MW -= self.mean_W
-            error = _LEVEL_ERROR * _length_bound(wide_MW) / math.sqrt(self.width)
-            self.error = max(self.error, error)
+        """Code the rows from `start` on; the next ones are read while some are coded."""
+
+        def store(wide_MW: NDArray[np.float32], under_way: Callable[[], None]) -> int:
+            under_way()
             with self._using:
                 self.index.add(wide_MW, chunk_size=0)
+            return len(wide_MW)
+
+        parts = range(start, len(rows), CODED_ROWS)
+        store_while_making((self._read(rows, first) for first in parts), store)
         with self._using:
             self.index.prepare()
+
+    def _read(self, rows: Rows, first: int) -> NDArray[np.float32]:
+        """Some rows with their mean taken off, float32 (M, W)."""
+        wide_MW = _wide(rows, slice(first, first + CODED_ROWS), self.width)
+        self.longest = max(self.longest, _length_bound(wide_MW))
+        wide_MW -= self.mean_W
+        error = _LEVEL_ERROR * _length_bound(wide_MW) / math.sqrt(self.width)
+        self.error = max(self.error, error)
+        return wide_MW
 
     def near(
         self,

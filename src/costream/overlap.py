@@ -13,7 +13,7 @@ Made = TypeVar("Made")
 def store_while_making(
     batches: Iterable[Made],
     store: Callable[[Made, Callable[[], None]], int],
-    progress: Callable[[int], None] | None,
+    progress: Callable[[int], None] | None = None,
 ) -> int:
     """Store batches one after the other, each while the next is being made.
 

@@ -25,6 +25,8 @@ from costream.index import Index
 
 CALLS = "openat,write,pwrite64,ftruncate,fsync,fdatasync,unlink,unlinkat,rename"
 LINE = re.compile(r"^\d+ +(\w+)\((.*)\) += (-?\d+)")
+UNFINISHED = " <unfinished ...>"
+RESUMED = re.compile(r"^(\d+) +<\.\.\. \w+ resumed>(.*)$")
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def apply(content: bytes | None, calls: list[Call]) -> bytes | None:
 def calls_of(log: Path, folder: Path) -> Iterator[Call]:
     """What a trace says of the files below a folder, and of standard output."""
     appended: dict[str, int] = {}
-    for line in log.read_text().splitlines():
+    for line in whole_lines(log):
         found = LINE.match(line)
         if found is None or int(found[3]) < 0:
             continue
@@ -111,6 +113,19 @@ def calls_of(log: Path, folder: Path) -> Iterator[Call]:
             yield Call("unlink", name)
         else:
             raise AssertionError(f"the replay does not know {kind}")
+
+
+def whole_lines(log: Path) -> Iterator[str]:
+    """Lines of a trace; a call that another thread came in between of counts where it ended."""
+    begun: dict[str, str] = {}
+    for line in log.read_text().splitlines():
+        resumed = RESUMED.match(line)
+        if line.endswith(UNFINISHED):
+            begun[line.split()[0]] = line.removesuffix(UNFINISHED)
+        elif resumed is None:
+            yield line
+        elif resumed[1] in begun:
+            yield begun.pop(resumed[1]) + resumed[2]
 
 
 def text_of(arguments: str) -> list[bytes]:

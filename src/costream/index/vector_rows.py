@@ -8,6 +8,7 @@ Shape letters: M vectors, D dimensions.
 
 from __future__ import annotations
 
+import functools
 import math
 import sqlite3
 import struct
@@ -150,12 +151,17 @@ def _moved(starts: NDArray[np.int64], size: int) -> NDArray[np.int64]:
 
     CRC-32 is linear: each bit of the start flips the same bits of the sum, whatever the bytes are.
     """
-    zeros = bytes(size)
-    flips = [zlib.crc32(zeros, 1 << bit) ^ zlib.crc32(zeros) for bit in range(32)]
     moved = np.zeros(len(starts), dtype=np.int64)
-    for bit, flipped in enumerate(flips):
+    for bit, flipped in enumerate(_flipped(size)):
         moved ^= (starts >> bit & 1) * flipped
     return moved
+
+
+@functools.cache
+def _flipped(size: int) -> tuple[int, ...]:
+    """What each bit of the start flips in a checksum of so many bytes."""
+    zeros = bytes(size)
+    return tuple(zlib.crc32(zeros, 1 << bit) ^ zlib.crc32(zeros) for bit in range(32))
 
 
 def _rows(

@@ -1,4 +1,4 @@
-"""Pictures are embedded by the workers of a real Ray cluster, of which one machine is lost."""
+"""Files are embedded by the workers of a real Ray cluster, of which one machine is lost."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import costream
-from costream.index import Index
+from clip_maker import cuts, write_clip
+from costream.index import Index, update_index
 from costream.index.cluster import ClusterConfig, update_with_cluster
 
 GALLERY = Path(costream.__file__).parent / "assets" / "gallery"
@@ -35,9 +36,15 @@ def nodes() -> Iterator[object]:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Some 300 different files: the gallery's, and copies with a few bytes more."""
-    folder = tmp_path_factory.mktemp("pictures")
+def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Some 300 pictures, the gallery's and copies with a few bytes more; clips; broken files."""
+    folder = tmp_path_factory.mktemp("media")
+    for number in range(6):
+        clip = folder / f"clip{number}.mp4"
+        write_clip(clip, cuts(("airplane", "cat_face", "broccoli")[: 1 + number % 3], 1.0))
+        with clip.open("ab") as stream:
+            stream.write(b"\0\0\0\x08free" * number)
+        os.utime(clip, (1e9, 1e9))
     for number, source in enumerate(sorted(GALLERY.rglob("*.jpg"))[:150]):
         for copy in range(2):
             target = folder / f"{number:03d}_{copy}.jpg"
@@ -46,13 +53,15 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 stream.write(b" " * copy)
             os.utime(target, (1e9, 1e9))
     (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no picture")
+    (folder / "broken.mp4").write_bytes(b"\0\0\0\x18ftypmp42 no more")
     return folder
 
 
 @pytest.mark.soak  # starts nine processes that each load torch: two minutes on two cores
-def test_a_node_is_lost_and_every_picture_is_there_once(
-    nodes: object, pictures: Path, tmp_path: Path
+def test_a_node_is_lost_and_everything_is_there_once(
+    nodes: object, media: Path, tmp_path: Path
 ) -> None:
+    """The index is the one that is made without a cluster."""
     model = costream.load("cots-mini")
     seen: list[int] = []
 
@@ -61,17 +70,22 @@ def test_a_node_is_lost_and_every_picture_is_there_once(
         if len(seen) == 2:
             nodes.remove_node(nodes.others[0], allow_graceful=False)  # type: ignore[attr-defined]
 
-    with Index.open(tmp_path / "index", create=True) as index:
-        config = ClusterConfig(workers=2, cores=1.0)
-        report = update_with_cluster(
-            index, model, "cots-mini", [pictures], config, progress=progress
-        )
-        files = sorted(str(path) for path in pictures.glob("[0-9]*.jpg"))
-        assert index.ids() == files
-        assert (report.added, report.embedded) == (len(files), len(files))
-        assert [Path(failure.path).name for failure in report.failures] == ["broken.jpg"]
-        some = files[::37]
-        here = model.encode_images(some)
-        np.testing.assert_allclose(index.vectors(some), here, atol=2e-3)
-        again = update_with_cluster(index, model, "cots-mini", [pictures], config)
-        assert (again.unchanged, again.embedded) == (len(files), 0)
+    config = ClusterConfig(workers=2, cores=1.0)
+    with (
+        Index.open(tmp_path / "index", create=True) as index,
+        Index.open(tmp_path / "here", create=True) as here,
+    ):
+        report = update_with_cluster(index, model, "cots-mini", [media], config, progress=progress)
+        side = model.config.image_preprocess.decoded_px
+        want = update_index(here, model, media, smallest_side=side)
+        assert (report.added, report.embedded) == (want.added, want.embedded)
+        assert sorted(map(str, report.failures)) == sorted(map(str, want.failures))
+        assert len(report.failures) == 2
+        assert seen[-1] == len(here) + 2
+        assert index.items() == here.items()
+        ids = here.ids()
+        assert index.moments(ids) == here.moments(ids)
+        assert max(len(moments) for moments in here.moments(ids)) == 3
+        np.testing.assert_allclose(index.all_vectors(ids), here.all_vectors(ids), atol=2e-3)
+        again = update_with_cluster(index, model, "cots-mini", [media], config)
+        assert (again.unchanged, again.embedded) == (len(ids), 0)

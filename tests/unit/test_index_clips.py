@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,11 +17,15 @@ from PIL import Image
 
 from clip_maker import cuts, gallery, sound_bytes, still, tone, write_clip
 from costream.data import Sampling, open_image, sample_frames
+from costream.data.decode_apart import Decoders
+from costream.data.failures import Failure
+from costream.data.video import DEFAULT_SAMPLING
 from costream.encoders.locate import shipped_models
 from costream.encoders.storage import load
 from costream.errors import ConfigError, DataError
 from costream.index import Filter, Index, Item, Moment, SoundEncoder, UpdateReport, update_index
 from costream.index import left_out as left_out_module
+from costream.index.embed_apart import add_made, embed_apart
 from costream.records import Space
 
 LONG_AGO_NS = 10**18
@@ -338,3 +344,67 @@ def test_a_clip_encoded_alone_has_the_vectors_and_spans_that_the_index_holds(
     assert again == moments
     with pytest.raises(ConfigError, match="batch_size is 0"):
         model.encode_clip(clip, batch_size=0)
+
+
+class Quarters(SmallPictures):
+    """Several vectors a picture: one for each quarter."""
+
+    space = replace(SmallPictures.space, kind="multi")
+
+    def of_images(self, images: Sequence[Any]) -> list[NDArray[np.float32]]:
+        made = []
+        for image in images:
+            width, height = image.size
+            boxes = [(x, y, x + width // 2, y + height // 2) for x in (0, width // 2) for y in (0,)]
+            made.append(self.encode_images([image.crop(box) for box in boxes]))
+        return made
+
+    def of_texts(self, texts: Sequence[str]) -> list[NDArray[np.float32]]:
+        raise NotImplementedError
+
+    def score(self, query: NDArray[np.float32], item: NDArray[np.float32]) -> float:
+        raise NotImplementedError
+
+    def bound(self, best_V: NDArray[np.float32]) -> float:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("maker", [SmallPictures(), Hearing(), Quarters()])
+def test_what_is_embedded_apart_is_what_an_update_embeds(
+    index: Index, media: Path, tmp_path: Path, maker: SmallPictures
+) -> None:
+    """Pictures, videos, sounds and what is broken; new files, changed ones and touched ones."""
+    (media / "tone.wav").write_bytes(sound_bytes(tone(2.5, 8_000, 2_000), "wav", rate=8_000))
+    os.utime(media / "tone.wav", ns=(LONG_AGO_NS, LONG_AGO_NS))
+    (media / "broken.mp4").write_bytes(b"\0\0\0\x18ftypmp42 no more")
+    names = sorted(str(path) for path in media.rglob("*.*"))
+
+    def apart(target: Index) -> list[Failure]:
+        known = target.items()
+        with Decoders() as decoders:
+            made, failures = embed_apart(
+                maker,
+                names,
+                known,
+                decoders=decoders,
+                sampling=DEFAULT_SAMPLING,
+                smallest_side=None,
+                batch_size=3,
+            )
+        sent = [pickle.loads(pickle.dumps(one)) for one in made]  # noqa: S301
+        add_made(target, sent, maker.space)
+        return failures
+
+    with Index.open(tmp_path / "apart", create=True) as other:
+        for _ in range(2):
+            report = update_index(index, maker, names, batch_size=3)
+            failures = apart(other)
+            assert sorted(map(str, failures)) == sorted(map(str, report.failures))
+            assert failures
+            assert other.items() == index.items()
+            assert other.moments(index.ids()) == index.moments(index.ids())
+            assert (other.all_vectors(index.ids()) == index.all_vectors(index.ids())).all()
+            # For the second round: one is another, one is as it was but for its time.
+            make_clip(media / "clips" / "b.mkv", SHOTS[2:])
+            os.utime(media / "dolphin.png", ns=(LONG_AGO_NS, 2 * LONG_AGO_NS // 3))
+        assert other.check() == ()

@@ -154,11 +154,6 @@ def index_files(
     name = model_name or _model_of(place) or DEFAULT_MODEL
     system = _load(name)
     model, form = system.model, system.parts.index
-    if engine == "ray" and form is not None:
-        raise ConfigError(
-            f"model {name} gives several vectors a picture, which workers do not make yet",
-            hint="leave out --engine ray",
-        )
     model.precision = precision
     maker = model if form is None else form
     refuse_query_only(maker)
@@ -169,7 +164,9 @@ def index_files(
             if engine == "ray":
                 from costream.index.cluster import update_with_cluster
 
-                report = update_with_cluster(index, model, name, paths, progress=advance)
+                report = update_with_cluster(
+                    index, maker, name, paths, sampling=sampling, progress=advance
+                )
                 return report, _holdings(index)
             report = update_index(
                 index,

@@ -1,4 +1,4 @@
-"""Bring many pictures into an index with the workers of a Ray cluster; clips are left out.
+"""Bring many pictures and clips into an index with the workers of a Ray cluster.
 
 Workers read, decode and embed; this process alone writes the index, so that one database stays the
 truth. When a worker or its machine is lost, Ray gives its files to another. A file may then be
@@ -11,23 +11,27 @@ system.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import pickle
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from costream.data.decode_apart import Decoders
 from costream.data.failures import Failure
+from costream.data.video import DEFAULT_SAMPLING, Sampling
 from costream.data.walk import find_media
 from costream.errors import ConfigError, DataError
 from costream.index import check, files
-from costream.index.left_out import leave_out_clips
+from costream.index.embed_apart import Made, add_made, embed_apart
+from costream.index.forms import ItemForm
+from costream.index.left_out import leave_out
+from costream.index.models import ImageEncoder, SoundEncoder
 from costream.index.records import Item, UpdateReport
 
 if TYPE_CHECKING:
-    from costream.encoders.dual import DualEncoder
     from costream.index.protocol import SearchIndex
 
 _FILES_A_TASK = 64
@@ -53,24 +57,27 @@ class ClusterConfig:
 
 def update_with_cluster(
     index: SearchIndex,
-    model: DualEncoder,
+    model: ImageEncoder | ItemForm,
     model_name: str,
     paths: Iterable[str | os.PathLike[str]],
     config: ClusterConfig | None = None,
     *,
+    sampling: Sampling = DEFAULT_SAMPLING,
     progress: Callable[[int, int], None] | None = None,
 ) -> UpdateReport:
-    """Bring the pictures below some folders into an index, embedding what is new on a cluster.
+    """Bring the pictures and clips below some folders into an index, embedding on a cluster.
 
-    As `update_index`, with three differences: a file that was moved is embedded again, nothing is
-    pruned, and clips below the given folders are left out, which the report says.
+    As `update_index`, with two differences: a file that was moved, or holds the bytes of another
+    one, is embedded again, and nothing is pruned.
 
     Args:
         index: Where to.
-        model: As loaded here; its space must be that of the index, unless that is empty.
+        model: What makes the vectors, as loaded here; its space must be that of the index, unless
+            that is empty.
         model_name: What the workers load: a name, or a directory that all machines see.
         paths: Folders or files that all machines see.
         config: How the cluster is used.
+        sampling: Which pictures of a clip are taken.
         progress: Called with the number of files dealt with and their total.
 
     Returns:
@@ -88,23 +95,26 @@ def update_with_cluster(
     check.refuse_query_only(model)
     given = list(paths)
     found, failures = find_media(given)
-    found, left_out = leave_out_clips(found, given)
+    found, left_out = leave_out(found, given, has_ears=isinstance(model, SoundEncoder))
     names = files.real_paths(found)
     known = {item.path: item for item in index.items() if item.path is not None}
-    wanted = [name for name in names if not _is_unchanged(known.get(name), name)]
+    wanted = [(n, known.get(n)) for n in names if not _is_unchanged(known.get(n), n)]
     counts = {"added": 0, "changed": 0, "unchanged": len(names) - len(wanted), "embedded": 0}
     done = counts["unchanged"]
     if progress is not None:
         progress(done, len(names))
-    for block in _embedded(wanted, model, model_name, config):
-        failures += block.failures
-        index.add(block.items, block.vectors, model.space)
-        for item in block.items:
-            old = known.get(item.id)
-            same = old is not None and old.content_hash == item.content_hash
-            counts["unchanged" if same else "changed" if old else "added"] += 1
-        counts["embedded"] += len(block.items)
-        done += len(block.items) + len(block.failures)
+    worker = _WorkerSettings(
+        model_name=model_name, weights_hash=model.space.weights_hash, sampling=sampling
+    )
+    for made, failed in _embedded(wanted, worker, config):
+        add_made(index, made, model.space)
+        failures += failed
+        for one in made:
+            is_known = one.item.path in known
+            same = one.vectors_VD is None
+            counts["unchanged" if same else "changed" if is_known else "added"] += 1
+            counts["embedded"] += not same
+        done += len(made) + len(failed)
         if progress is not None:
             progress(done, len(names))
     index.load()
@@ -119,94 +129,83 @@ def update_with_cluster(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Block:
-    """What a worker made of some files."""
+class _WorkerSettings:
+    """What a worker has to know."""
 
-    items: list[Item]
-    vectors: NDArray[np.float32]
-    failures: list[Failure]
+    model_name: str
+    weights_hash: str
+    sampling: Sampling
+    threads: int = 1
 
 
 class _Worker:
     """Reads, decodes and embeds files; lives in a process of the cluster."""
 
-    def __init__(self, model_name: str, weights_hash: str) -> None:
-        from costream.encoders.storage import load
+    def __init__(self, settings: _WorkerSettings) -> None:
+        from costream.system import load_system
 
-        self.model = load(model_name)
-        if self.model.space.weights_hash != weights_hash:
+        name = settings.model_name
+        system = load_system(name)
+        self._settings = settings
+        form = system.parts.index
+        self._maker: ImageEncoder | ItemForm = system.model if form is None else form
+        self._smallest_side = system.model.config.image_preprocess.decoded_px
+        self._decoders = Decoders()
+        found = self._maker.space.weights_hash
+        if found != settings.weights_hash:
             raise DataError(
-                f"a worker loaded another model as {model_name!r} "
-                f"(weights {self.model.space.weights_hash}, expected {weights_hash})",
+                f"a worker loaded another model as {name!r} "
+                f"(weights {found}, expected {settings.weights_hash})",
                 hint="name a directory that is the same on every machine",
             )
 
     def __call__(self, block: Mapping[str, Any]) -> dict[str, Any]:
-        from costream.data.decode import open_image
+        asked: list[_Asked] = [_unpacked(row) for row in block["asked"]]
+        made, failures = embed_apart(
+            self._maker,
+            [name for name, _ in asked],
+            [item for _, item in asked if item is not None],
+            decoders=self._decoders,
+            sampling=self._settings.sampling,
+            smallest_side=self._smallest_side,
+            threads=self._settings.threads,
+        )
+        rows = np.empty(len(made) + len(failures), dtype=object)
+        rows[:] = [pickle.dumps(each) for each in (*made, *failures)]
+        return {"came": rows}
 
-        rows = []
-        pictures = []
-        for encoded in block["name"]:
-            name = os.fsdecode(bytes(encoded))
-            try:
-                content = files.read_content(name)
-                smallest = 2 * self.model.config.image_preprocess.size_px
-                pictures.append(open_image(content.encoded, smallest_side=smallest))
-                rows.append((encoded, content.content_hash, content.stamp, ""))
-            except DataError as error:
-                rows.append((encoded, "", files.Stamp(size=0, mtime_ns=0), str(error)))
-        vectors = iter(self.model.encode_images(pictures))
-        empty = np.zeros(self.model.config.dim, dtype=np.float32)
-        return {
-            "name": np.array([bytes(row[0]) for row in rows], dtype=object),
-            "content_hash": np.array([row[1] for row in rows], dtype=object),
-            "size": np.array([row[2].size for row in rows], dtype=np.int64),
-            "mtime_ns": np.array([row[2].mtime_ns for row in rows], dtype=np.int64),
-            "failure": np.array([row[3] for row in rows], dtype=object),
-            "vector": np.stack([empty if row[3] else next(vectors) for row in rows]),
-        }
+
+_Asked = tuple[str, Item | None]
 
 
 def _embedded(
-    names: Sequence[str], model: DualEncoder, model_name: str, config: ClusterConfig
-) -> Iterable[_Block]:
-    if not names:
+    wanted: Sequence[_Asked], settings: _WorkerSettings, config: ClusterConfig
+) -> Iterator[tuple[list[Made], list[Failure]]]:
+    if not wanted:
         return
     ray = _connected(config.address)
-    tasks = -(-len(names) // _FILES_A_TASK)
+    tasks = -(-len(wanted) // _FILES_A_TASK)
     data = ray.data.from_items(
-        [{"name": os.fsencode(name)} for name in names], override_num_blocks=tasks
+        [{"asked": pickle.dumps(one)} for one in wanted], override_num_blocks=tasks
     ).map_batches(
         _Worker,
-        fn_constructor_args=(model_name, model.space.weights_hash),
+        fn_constructor_args=(replace(settings, threads=max(1, round(config.cores))),),
         batch_size=_FILES_A_TASK,
         compute=ray.data.ActorPoolStrategy(size=config.workers or _num_workers(ray, config)),
         num_cpus=config.cores,
         num_gpus=config.gpus or None,
     )
     for block in data.iter_batches(batch_size=_FILES_A_TASK, batch_format="numpy"):
-        yield _to_block(block)
-
-
-def _to_block(columns: Mapping[str, NDArray[Any]]) -> _Block:
-    items, rows, failures = [], [], []
-    for row, encoded in enumerate(columns["name"]):
-        name = os.fsdecode(bytes(encoded))
-        if reason := str(columns["failure"][row]):
-            failures.append(Failure(path=name, reason=reason))
-            continue
-        rows.append(row)
-        items.append(
-            Item(
-                id=name,
-                path=name,
-                content_hash=str(columns["content_hash"][row]),
-                size=int(columns["size"][row]),
-                mtime_ns=int(columns["mtime_ns"][row]),
-            )
+        came = [_unpacked(row) for row in block["came"]]
+        yield (
+            [one for one in came if isinstance(one, Made)],
+            [one for one in came if isinstance(one, Failure)],
         )
-    vectors = np.stack(list(columns["vector"]))[rows].astype(np.float32)
-    return _Block(items=items, vectors=vectors, failures=failures)
+
+
+def _unpacked(row: Any) -> Any:
+    # Between processes of one cluster, which send each other functions as well.
+    return pickle.loads(bytes(row))  # noqa: S301
 
 
 def _connected(address: str | None) -> Any:

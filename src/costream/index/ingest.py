@@ -8,9 +8,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from costream.data.decode_apart import Decoders
 from costream.data.failures import Failure
@@ -28,13 +29,36 @@ from costream.index.records import Item
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from costream.index.protocol import SearchIndex
+    from costream.records import Space
 
 # Threads that read, each with a process that decodes; more than this outrun any model on a CPU.
 _THREADS = min(max(os.cpu_count() or 2, 2), 16)
 # Least time between two calls of `progress`: drawing a bar costs more than looking at a file.
 _PROGRESS_S = 0.05
 _NAMES = {"image": "picture", "video": "video", "audio": "sound", "text": "text"}
+
+
+class Sink(Protocol):
+    """What takes items; an index does."""
+
+    def add(self, items: Sequence[Item], vectors: NDArray[Any], space: Space) -> None:
+        """As of an index."""
+
+    def add_moments(
+        self,
+        items: Sequence[Item],
+        vectors: NDArray[Any],
+        parents: NDArray[Any],
+        spans: NDArray[Any],
+        space: Space,
+    ) -> None:
+        """As of an index."""
+
+    def reuse(self, items: Sequence[Item], *, remove: Iterable[str] = ()) -> list[Item]:
+        """As of an index."""
+
+    def touch(self, items: Sequence[Item]) -> None:
+        """As of an index."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,7 +83,8 @@ class Ingest:
     """One run of `update_index`: threads read and embed, processes decode, the main thread stores.
 
     Attributes:
-        decoders: Turn files into pictures and samples.
+        decoders: Turn files into pictures and samples; closed by who made them, or by an error.
+        threads: That read, each with a process that decodes.
         known: What the index held at first, by path.
         holders: The same by content hash, less what was moved since.
         counts: Fields of the report.
@@ -70,7 +95,7 @@ class Ingest:
         done: Files dealt with.
     """
 
-    index: SearchIndex
+    index: Sink
     model: ImageEncoder | ItemForm
     roots: Sequence[str]
     batch_size: int
@@ -81,6 +106,7 @@ class Ingest:
     total: int
     failures: list[Failure]
     decoders: Decoders
+    threads: int = _THREADS
     known: dict[str, Item] = field(default_factory=dict)
     holders: dict[str, list[Item]] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
@@ -100,8 +126,7 @@ class Ingest:
     def over(self, names: Sequence[str]) -> None:
         """Deal with every file."""
         with (
-            self.decoders,
-            ThreadPoolExecutor(_THREADS) as readers,
+            ThreadPoolExecutor(self.threads) as readers,
             ThreadPoolExecutor(1) as model_thread,
         ):
             try:
@@ -150,7 +175,7 @@ class Ingest:
                 self._advance()
                 continue
             window.append(readers.submit(self._read, name))
-            if len(window) > 2 * _THREADS:
+            if len(window) > 2 * self.threads:
                 yield window.popleft().result()
         while window:
             yield window.popleft().result()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -44,31 +44,6 @@ def leave_out(
     elif find_spec("av") is None:
         hint = "pip install costream[audio]"
         reasons[AUDIO_SUFFIXES] = ("sounds", f"no decoder for them is installed: {hint}")
-    return _part(found, given, reasons)
-
-
-def leave_out_clips(
-    found: Sequence[Path], given: Iterable[str | os.PathLike[str]]
-) -> tuple[list[Path], tuple[LeftOut, ...]]:
-    """As `leave_out`, for what embeds pictures only.
-
-    Args:
-        found: Files.
-        given: What the caller named.
-
-    Returns:
-        As `leave_out`.
-    """
-    reason = "a cluster embeds pictures only; run again without --engine ray"
-    reasons = {VIDEO_SUFFIXES: ("videos", reason), AUDIO_SUFFIXES: ("sounds", reason)}
-    return _part(found, given, reasons)
-
-
-def _part(
-    found: Sequence[Path],
-    given: Iterable[str | os.PathLike[str]],
-    reasons: Mapping[frozenset[str], tuple[str, str]],
-) -> tuple[list[Path], tuple[LeftOut, ...]]:
     named = {os.fspath(path) for path in given}
     staying = list(found)
     left_out = []

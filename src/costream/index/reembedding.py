@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
@@ -109,22 +109,22 @@ def _run(
 ) -> Ingest:
     # Without its time, no file counts as unchanged.
     by_path = {item.path: replace(item, mtime_ns=0) for item in items if item.path is not None}
-    run = Ingest(
-        # Of an index it needs no more than the ways of adding.
-        index=cast("SearchIndex", _Filling(index)),
-        model=model,
-        roots=(),
-        batch_size=batch_size,
-        smallest_side=smallest_side,
-        read_words=None,
-        sampling=sampling,
-        progress=progress,
-        total=len(by_path),
-        failures=[],
-        decoders=Decoders(),
-        known=by_path,
-    )
-    run.over(list(by_path))
+    with Decoders() as decoders:
+        run = Ingest(
+            index=_Filling(index),
+            model=model,
+            roots=(),
+            batch_size=batch_size,
+            smallest_side=smallest_side,
+            read_words=None,
+            sampling=sampling,
+            progress=progress,
+            total=len(by_path),
+            failures=[],
+            decoders=decoders,
+            known=by_path,
+        )
+        run.over(list(by_path))
     return run
 
 

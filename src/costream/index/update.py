@@ -116,21 +116,22 @@ def update_index(
     found, left_out = leave_out(found, given, has_ears=isinstance(model, SoundEncoder))
     roots = [os.path.realpath(path) for path in given]
     names = files.real_paths(found)
-    run = Ingest(
-        index=index,
-        model=model,
-        roots=roots,
-        batch_size=batch_size,
-        smallest_side=smallest_side,
-        read_words=read_words,
-        sampling=sampling,
-        progress=progress,
-        total=len(names),
-        failures=failures,
-        decoders=Decoders(),
-    )
-    run.know(index.items())
-    run.over(names)
+    with Decoders() as decoders:
+        run = Ingest(
+            index=index,
+            model=model,
+            roots=roots,
+            batch_size=batch_size,
+            smallest_side=smallest_side,
+            read_words=read_words,
+            sampling=sampling,
+            progress=progress,
+            total=len(names),
+            failures=failures,
+            decoders=decoders,
+        )
+        run.know(index.items())
+        run.over(names)
     if prune:
         run.count("removed", _prune(index, roots))
     index.load()  # so that the next search finds the vectors in one file

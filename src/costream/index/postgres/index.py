@@ -6,7 +6,6 @@ Shape letters: Q queries, N items, M moments, D dimensions.
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -22,6 +21,7 @@ from costream.errors import ConfigError, DataError
 from costream.index import check
 from costream.index.filters import Filter
 from costream.index.postgres import rows, schema
+from costream.index.postgres.connections import Connections, connect
 from costream.index.postgres.search import FEW_MATCHES, Target, checked_queries, nearest
 from costream.index.postgres.spaces import (
     active_space,
@@ -35,14 +35,12 @@ from costream.index.postgres.spaces import (
 from costream.index.records import Addition, IndexStats, Item, Moment, SpaceEntry
 from costream.records import Ranking, Space
 
-_CONNECT_S = 10
-
 
 class PostgresIndex:
     """Items with one or more vectors each, in a database that others may share.
 
-    What `add` and `remove` have returned from is committed. Any number of processes may read and
-    write; writers wait for each other. Made by `PostgresIndex.open`.
+    What `add` and `remove` have returned from is committed. Any number of processes and threads may
+    read and write; writers wait for each other, readers for nobody. Made by `PostgresIndex.open`.
 
     Example:
         >>> index = PostgresIndex.open("postgresql://localhost/pictures")  # doctest: +SKIP
@@ -51,8 +49,7 @@ class PostgresIndex:
     def __init__(self, url: str, connection: schema.Connection, *, sharded: bool) -> None:
         self.url = url
         self.sharded = sharded
-        self._connection: schema.Connection | None = connection
-        self._lock = threading.RLock()
+        self._connections = Connections(url, public_url(url), connection)
 
     @classmethod
     def open(cls, url: str, *, create: bool = False) -> PostgresIndex:
@@ -70,7 +67,7 @@ class PostgresIndex:
                 a newer version.
         """
         with schema.explained("open"):
-            connection = _connect(url)
+            connection = connect(url)
             try:
                 if create:
                     with connection.transaction():
@@ -88,11 +85,8 @@ class PostgresIndex:
         return cls(url, connection, sharded=sharded)
 
     def close(self) -> None:
-        """End the connection; closing again is no error."""
-        with self._lock:
-            if self._connection is not None:
-                self._connection.close()
-            self._connection = None
+        """End the connections; closing again is no error."""
+        self._connections.close()
 
     def __enter__(self) -> Self:
         return self
@@ -392,8 +386,7 @@ class PostgresIndex:
         The write-ahead log and replicas keep copies until the server recycles them.
         """
         removed = self.remove(ids)
-        connection = self._opened()
-        with self._lock, schema.explained("clean"):
+        with schema.explained("clean"), self._connections.after("SELECT 1") as connection:
             for (name,) in connection.execute(
                 "SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
                 "WHERE n.nspname = 'costream' AND c.relkind = 'r'"
@@ -646,8 +639,10 @@ class PostgresIndex:
         Raises:
             DataError: The index is empty or sharded (build it on each shard), or the server fails.
         """
-        connection = self._opened()
-        with self._lock, schema.explained("build a graph in"):
+        with (
+            schema.explained("build a graph in"),
+            self._connections.after("SELECT 1") as connection,
+        ):
             active = active_space(connection)
             if active is None or self.sharded:
                 what = "sharded" if self.sharded else "empty"
@@ -697,35 +692,18 @@ class PostgresIndex:
         query = sql.SQL("SELECT max(l2_norm(vector)) FROM {}").format(schema.moments_table(key))
         return 1.01 * float(schema.one(connection, query) or 0.0)
 
-    def _opened(self) -> schema.Connection:
-        if self._connection is None:
-            raise DataError(f"the index {self.location} is closed", hint="open it again")
-        # That the server went away shows only when it is asked for something.
-        with contextlib.suppress(psycopg.OperationalError):
-            self._connection.execute("SELECT 1")
-        if self._connection.closed:  # the server was away; it may be back
-            fresh = _connect(self.url)
-            register_vector(fresh)
-            self._connection = fresh
-        return self._connection
-
     @contextlib.contextmanager
     def _reading(self) -> Iterator[schema.Connection]:
         """One state of the database, whatever others write meanwhile."""
-        with self._lock, schema.explained("read"):
-            connection = self._opened()
-            with connection.transaction():
-                connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-                yield connection
+        with schema.explained("read"), self._connections.reading() as connection:
+            yield connection
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[schema.Connection]:
-        with self._lock, schema.explained("write"):
-            connection = self._opened()
-            with connection.transaction():
-                connection.execute("SELECT pg_advisory_xact_lock(%s)", [schema.WRITER_LOCK])
-                yield connection
-                connection.execute("UPDATE costream.state SET token = gen_random_uuid()")
+        with schema.explained("write"), self._connections.writing() as connection:
+            connection.execute("SELECT pg_advisory_xact_lock(%s)", [schema.WRITER_LOCK])
+            yield connection
+            connection.execute("UPDATE costream.state SET token = gen_random_uuid()")
 
     def _refuse_unknown(self, wanted: Iterable[str], found: Iterable[str]) -> None:
         there = set(found)
@@ -735,10 +713,6 @@ class PostgresIndex:
                     f"the index {self.location} has no item {item_id!r}",
                     hint="ids() lists what it has",
                 )
-
-
-def _connect(url: str) -> schema.Connection:
-    return psycopg.connect(url, autocommit=True, connect_timeout=_CONNECT_S)
 
 
 def public_url(url: str) -> str:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import groupby
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +26,7 @@ from costream.records import Ranking
 _MANY = 20
 _FILTERS_KEPT = 8
 _IDS_KEPT = 200_000
+_SCORE = attrgetter("score")
 
 
 @dataclass(slots=True)
@@ -66,7 +69,8 @@ class Answers:
         """
         self._begin(state)
         wanted = set(keys)
-        missing = wanted - self._ids.keys()
+        # Not by a difference of sets, which would go through all that are known.
+        missing = {key for key in wanted if key not in self._ids}
         if len(missing) * _MANY > state.num_items:
             self._ids = {key: item.id for key, item in rows.select_all(connection, state)}
         elif missing:
@@ -74,7 +78,7 @@ class Answers:
                 self._ids, missing = {}, wanted
             found = rows.select(connection, "key", missing)
             self._ids.update((key, item.id) for key, item in found)
-        if not wanted <= self._ids.keys():
+        if any(key not in self._ids for key in wanted):
             raise DamageError("an item that was found is not there")
         return self._ids
 
@@ -87,8 +91,7 @@ class Answers:
             self.token, self._keys, self._ids = state.token, [], {}
 
 
-@dataclass(frozen=True, slots=True)
-class Hit:
+class Hit(NamedTuple):
     """One vector, or one item, that may be in an answer.
 
     Attributes:
@@ -131,7 +134,7 @@ def by_vectors(
             _, firsts = np.unique(keys[order], return_index=True)
             order = order[np.sort(firsts)]
         columns = (scores_R[order].tolist(), keys[order].tolist(), parts[order].tolist())
-        results.append([Hit(*row) for row in zip(*columns, strict=True)])
+        results.append([Hit._make(row) for row in zip(*columns, strict=True)])
     return results
 
 
@@ -174,10 +177,7 @@ def ranking(
     Raises:
         DamageError: A vector is not there or not what was written.
     """
-    sorted_hits = [
-        sorted(some, key=lambda hit: (-hit.score, encoded_id(names[hit.key]), hit.part))[:top]
-        for some in hits
-    ]
+    sorted_hits = [_sorted(some, names)[:top] for some in hits]
     spans: list[tuple[tuple[float, float] | None, ...]] = []
     if entry is not None and entry.num_spans:
         for some in sorted_hits:
@@ -189,3 +189,16 @@ def ranking(
         scores=tuple(np.array([hit.score for hit in some], np.float32) for some in sorted_hits),
         spans=tuple(spans) if any(any(some) for some in spans) else (),
     )
+
+
+def _sorted(hits: Sequence[Hit], names: dict[int, str]) -> list[Hit]:
+    """Best first; equal scores, which are few among vectors, in the order of ids and parts."""
+
+    def place(hit: Hit) -> tuple[bytes, int]:
+        return encoded_id(names[hit.key]), hit.part
+
+    found: list[Hit] = []
+    for _, equal in groupby(sorted(hits, key=_SCORE, reverse=True), _SCORE):
+        first, *more = equal
+        found += sorted([first, *more], key=place) if more else [first]
+    return found

@@ -94,11 +94,12 @@ def search(
         count: How many at most.
         condition: SQL on the columns of `items`, with its values.
     """
-    query, values = "SELECT rowid, -rank FROM words WHERE words MATCH ?", [asked]
+    # Not by `rank`, which is the same number and is sorted in a slower way.
+    query, values = "SELECT rowid, -bm25(words) AS score FROM words WHERE words MATCH ?", [asked]
     if condition is not None:
         query += f" AND rowid IN (SELECT key FROM items WHERE {condition[0]})"  # noqa: S608
         values += condition[1]
-    found = connection.execute(f"{query} ORDER BY rank LIMIT ?", [*values, count]).fetchall()
+    found = connection.execute(f"{query} ORDER BY score DESC LIMIT ?", [*values, count]).fetchall()
     return [key for key, _ in found], [score for _, score in found]
 
 

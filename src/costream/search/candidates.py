@@ -42,10 +42,8 @@ def by_vectors(found: Ranking) -> dict[str, Candidate]:
     """The ranking of one question as candidates by id, best first."""
     spans = found.spans[0] if found.spans else [None] * len(found.ids[0])
     return {
-        item_id: Candidate(
-            id=item_id, score=float(score), span=span, reasons={"vectors": float(score)}
-        )
-        for item_id, score, span in zip(found.ids[0], found.scores[0], spans, strict=True)
+        item_id: Candidate(id=item_id, score=score, span=span, reasons={"vectors": score})
+        for item_id, score, span in zip(found.ids[0], found.scores[0].tolist(), spans, strict=True)
     }
 
 

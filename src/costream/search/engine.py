@@ -22,6 +22,7 @@ from costream.search.algebra import combine, multiply
 from costream.search.asked import Asked, OneVector, SeveralVectors
 from costream.search.background import SAMPLE, without
 from costream.search.candidates import Candidate, GoneError, look_up
+from costream.search.names import KnownNames
 from costream.search.query import Like, Picture, Query, Region, Term, Words
 from costream.search.rank import Ranked, rank
 from costream.search.records import Answer, Result
@@ -109,6 +110,7 @@ class Searcher:
         self.index = index
         self.encoder = encoder
         self._steps = RankSteps(index, steps, scorer)
+        self._names = KnownNames()
 
     def answer(self, query: Query) -> Answer:
         """Answer a question.
@@ -207,7 +209,15 @@ class Searcher:
         depth = needed + len(hidden)
         while True:
             with clock("search"):
-                ranked = rank(self.index, asked, query, depth=depth, total=total, steps=self._steps)
+                ranked = rank(
+                    self.index,
+                    asked,
+                    query,
+                    depth=depth,
+                    total=total,
+                    steps=self._steps,
+                    names=self._names,
+                )
             seen = [_judged(one, judge) for one in ranked.candidates if one.id not in hidden]
             with clock("sift"):
                 kept = self._sift(query, seen)

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from costream.index.filters import Filter
-from costream.scoring.fuse import fold, fuse, named_by, telling
-from costream.search.candidates import Candidate, by_vectors, look_up
+from costream.scoring.fuse import fuse, named_by, telling
+from costream.search.candidates import Candidate, by_vectors
+from costream.search.names import KnownNames, content_words
 from costream.search.query import Query, Words
 
 if TYPE_CHECKING:
     from costream.index.protocol import SearchIndex
-    from costream.index.records import Item
     from costream.records import Ranking
     from costream.search.asked import Asked
     from costream.search.steps import RankSteps
 
 # Places of each ranking that count when two are fused; more would change nothing on a first page.
 _DEPTH = 200
-# English words that say nothing about a picture. An item counts as found by words only when it has
-# all others of the question: one common word in a file's name is no reason to be on the first page.
-_FUNCTION_WORDS = frozenset(
-    "a an and are at by for from has have in into is it its of on or over some that the their "
-    "there these this to under up while with".split()
-)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +50,7 @@ def rank(
     depth: int,
     total: int,
     steps: RankSteps,
+    names: KnownNames,
 ) -> Ranked:
     """Rank the items of an index.
 
@@ -67,6 +61,7 @@ def rank(
         depth: Places of the ranking by vectors to look at.
         total: Items that the conditions let through.
         steps: What is done to the ranking by vectors before words come in.
+        names: Of items that were met before.
 
     Returns:
         At least the best `depth` items, or all there are; their order does not depend on `depth`.
@@ -80,7 +75,7 @@ def rank(
     candidates = dict(ranked.candidates)
     words = _only_words(query)
     if words:
-        candidates = _with_words(index, asked, query, words, candidates, total)
+        candidates = _with_words(index, asked, query, words, candidates, total, names)
     return Ranked(
         candidates=tuple(candidates.values()),
         by_vectors=ranked.found,
@@ -88,41 +83,6 @@ def rank(
         unseen=ranked.unseen,
         is_exact=ranked.found.exact and ranked.is_exact,
     )
-
-
-def names_of(item: Item) -> tuple[str, ...]:
-    """What an item may be called: the name of its file without ending, caption, tags, found text.
-
-    Args:
-        item: Of an index.
-
-    Returns:
-        Texts that are not empty.
-
-    Example:
-        >>> from costream.index.records import Item
-        >>> names_of(Item(id="1", path="/pictures/red_car.jpg", tags=("garage",)))
-        ('red_car', 'garage')
-    """
-    # PurePath takes longer, and one question looks at hundreds of names.
-    stem, _ = os.path.splitext(os.path.basename(item.path or item.id))  # noqa: PTH119, PTH122
-    return tuple(text for text in (stem, item.caption, *item.tags, item.text) if text)
-
-
-def content_words(texts: Sequence[str]) -> frozenset[str]:
-    """The words of a question that say what is asked for; all words if none does.
-
-    Example:
-        >>> sorted(content_words(["People on a stage"]))
-        ['people', 'stage']
-    """
-    words = frozenset(word for text in texts for word in fold(text))
-    return frozenset(word for word in words if word not in _FUNCTION_WORDS) or words
-
-
-def has_words(item: Item, words: frozenset[str]) -> bool:
-    """Whether an item's names have every one of some words."""
-    return words <= {word for name in names_of(item) for word in fold(name)}
 
 
 def _only_words(query: Query) -> list[str]:
@@ -140,12 +100,14 @@ def _with_words(
     texts: Sequence[str],
     candidates: Mapping[str, Candidate],
     total: int,
+    known_names: KnownNames,
 ) -> dict[str, Candidate]:
     """The candidates and what the words find, fused."""
     matched = index.search_text(" ".join(texts), _DEPTH, where=query.where)
     telling_words = content_words(texts)
-    items = [item for item in look_up(index, matched.ids[0]) if has_words(item, telling_words)]
-    ids = tuple(item.id for item in items)
+    found = zip(matched.ids[0], known_names.of(index, matched.ids[0]), strict=True)
+    names = {one: each.texts for one, each in found if telling_words <= each.words}
+    ids = tuple(names)
     if not ids:
         return dict(candidates)
     bm25 = dict(zip(matched.ids[0], matched.scores[0].tolist(), strict=True))
@@ -153,13 +115,16 @@ def _with_words(
     far = _scored(index, asked, query, [one for one in ids if one not in candidates])
     named: frozenset[str] = frozenset()
     if len(texts) == 1:
-        named = named_by(texts[0], {item.id: names_of(item) for item in items})
+        named = named_by(texts[0], names)
     weight = telling(len(ids), total)
     order = fuse(list(candidates), ids, named=named, words_weight=weight, depth=_DEPTH)
     known = {**far, **candidates}
     result: dict[str, Candidate] = {}
     for one in order:
-        candidate = known.get(one.id, Candidate(id=one.id, score=None))
+        candidate = known.get(one.id) or Candidate(id=one.id, score=None)
+        if one.id not in by_words and not one.is_named:
+            result[one.id] = candidate
+            continue
         reasons = dict(candidate.reasons)
         if one.id in by_words:
             reasons |= {"words": bm25[one.id], "fused": one.score}

@@ -136,29 +136,33 @@ class Service:
         """How the model fits pictures, where that is known."""
         return self._parts.fit
 
-    async def search(self, query: Query) -> Answer:
+    async def search(self, query: Query, shape: Callable[[Answer], T]) -> T:
         """Answer a question; a cancelled caller's work is taken back from the model.
 
         Args:
             query: The question.
+            shape: What is made of the answer, in the same thread: another one would have to be
+                waited for.
 
         Returns:
-            What was found.
+            What `shape` returned.
         """
         model = self.model
         # In the event loop, so that no thread waits for it: the words of all requests meet there.
         begin = time.perf_counter()
         await model.texts([term.text for term in query.terms if isinstance(term, Words)])
         waited = time.perf_counter() - begin
-        found = await self._searched(
-            lambda: model.searcher(self.collection.index).answer(query),
-            waits=any(isinstance(term, Picture) for term in query.terms),
+
+        def answered() -> T:
+            found = model.searcher(self.collection.index).answer(query)
+            spent = {**found.seconds, "encode": found.seconds["encode"] + waited}
+            for stage, seconds in spent.items():
+                self.metrics.stage_seconds.labels(stage).observe(seconds)
+            return shape(replace(found, seconds=spent))
+
+        return await self._searched(
+            answered, waits=any(isinstance(term, Picture) for term in query.terms)
         )
-        spent = {**found.seconds, "encode": found.seconds["encode"] + waited}
-        found = replace(found, seconds=spent)
-        for stage, seconds in found.seconds.items():
-            self.metrics.stage_seconds.labels(stage).observe(seconds)
-        return found
 
     async def explain(self, item: Item, terms: Sequence[Term]) -> Explained:
         """Find out why an item matches; a cancelled caller's work is taken back from the model.

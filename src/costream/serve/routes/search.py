@@ -182,6 +182,5 @@ def _region(shares: list[float] | None) -> tuple[float, float, float, float] | N
 
 
 async def _answered(service: Service, question: Question) -> Response:
-    answer = await service.search(question)
-    shape = await service.with_files(lambda: answer_shape(answer, service.collection))
+    shape = await service.search(question, lambda answer: answer_shape(answer, service.collection))
     return json_response(shape)

@@ -286,6 +286,12 @@ def test_an_empty_answer_says_why_it_is_empty(
     assert costream("search", *words, cwd=indexed).stdout == said
 
 
+def test_an_example_that_is_not_in_the_index_is_named(indexed: Path, costream: Program) -> None:
+    done = costream("search", "--like", "absent.png", cwd=indexed, code=2)
+    assert "--like absent.png is not in the index" in done.stderr
+    assert "--image" in done.stderr
+
+
 def test_a_least_relevance_that_cannot_be_kept_to_is_said(indexed: Path, costream: Program) -> None:
     words = ("search", "--minus", "red", "--min-relevance", "0.9")
     done = costream(*words, cwd=indexed)

@@ -216,9 +216,13 @@ def _with_id(term: Term, index: SearchIndex) -> Term:
     """A `Like` of a file becomes one of the item that has it: files have their real path as id."""
     if not isinstance(term, Like):
         return term
-    path = os.path.realpath(term.id)
-    is_id = index.count(Filter(ids=frozenset((term.id,)))) > 0
-    return term if is_id else replace(term, id=path)
+    for name in (term.id, os.path.realpath(term.id)):
+        if index.count(Filter(ids=frozenset((name,)))):
+            return replace(term, id=name)
+    raise DataError(
+        f"--like {shown_path(term.id)} is not in the index {shown_path(index.location)}",
+        hint="a picture that is not in it is given with --image",
+    )
 
 
 def _write_page(path: Path, query: Query, answer: Answer) -> None:

@@ -20,18 +20,10 @@ from psycopg import sql
 from costream.errors import ConfigError, DataError
 from costream.index import check
 from costream.index.filters import Filter
-from costream.index.postgres import rows, schema
+from costream.index.postgres import integrity, rows, schema, spaces
 from costream.index.postgres.connections import Connections, connect
-from costream.index.postgres.search import FEW_MATCHES, Target, checked_queries, nearest
-from costream.index.postgres.spaces import (
-    active_space,
-    create_space,
-    drop_space,
-    key_of,
-    known_key,
-    num_items,
-    space_to_write,
-)
+from costream.index.postgres.search import by_words, checked_queries, nearest, target_of
+from costream.index.postgres.spaces import active_space
 from costream.index.records import Addition, IndexStats, Item, Moment, SpaceEntry
 from costream.records import Ranking, Space
 
@@ -243,23 +235,8 @@ class PostgresIndex:
 
         PostgreSQL has checksums of its own pages (`initdb --data-checksums`).
         """
-        problems = []
         with self._reading() as connection:
-            for key, space in connection.execute(
-                "SELECT key, space FROM costream.spaces WHERE role = 'active'"
-            ).fetchall():
-                table = schema.moments_table(int(key))
-                for what, one, other in (
-                    ("items without a vector", sql.SQL("costream.items"), table),
-                    ("vectors without an item", table, sql.SQL("costream.items")),
-                ):
-                    query = sql.SQL(
-                        "SELECT count(DISTINCT id) FROM {} AS one WHERE NOT EXISTS "
-                        "(SELECT 1 FROM {} AS other WHERE other.id = one.id)"
-                    ).format(one, other)
-                    if count := int(schema.one(connection, query)):
-                        problems.append(f"{count} {what} of {space['encoder']}")
-        return tuple(problems)
+            return integrity.problems(connection)
 
     def load(self) -> None:
         """Nothing: the server keeps in memory what it uses."""
@@ -342,7 +319,7 @@ class PostgresIndex:
         parts = rows.part_numbers(parents)
         ids = [check.encoded_id(item.id) for item in items]
         with self._writing() as connection:
-            key = space_to_write(connection, space, self.location, sharded=self.sharded)
+            key = spaces.space_to_write(connection, space, self.location, sharded=self.sharded)
             rows.delete(connection, ids)
             rows.insert_items(connection, items)
             rows.insert_moments(
@@ -449,21 +426,13 @@ class PostgresIndex:
     def spaces(self) -> tuple[SpaceEntry, ...]:
         """The spaces of which vectors are held, the active one first."""
         with self._reading() as connection:
-            found = connection.execute(
-                "SELECT key, space, role FROM costream.spaces ORDER BY role <> 'active', key"
-            ).fetchall()
-            return tuple(
-                SpaceEntry(
-                    space=Space(**space), role=role, num_items=num_items(connection, int(key))
-                )
-                for key, space, role in found
-            )
+            return spaces.entries(connection)
 
     def begin_space(self, space: Space) -> None:
         """Make room for a second set of vectors; again for the same space is no error."""
         with self._writing() as connection:
-            if key_of(connection, space) is None:
-                create_space(connection, space, "building", sharded=self.sharded)
+            if spaces.key_of(connection, space) is None:
+                spaces.create_space(connection, space, "building", sharded=self.sharded)
 
     def missing(self, space: Space, count: int, *, after: str = "") -> list[Item]:
         """Items that have no vector in a space, in the order of their ids.
@@ -472,13 +441,8 @@ class PostgresIndex:
             DataError: The index has no such space.
         """
         with self._reading() as connection:
-            table = schema.moments_table(known_key(connection, space, self.location))
-            query = sql.SQL(
-                "{} AS item WHERE id > %s AND NOT EXISTS (SELECT 1 FROM {} AS held WHERE "
-                "held.id = item.id) ORDER BY id LIMIT %s"
-            ).format(sql.SQL(rows.SELECT_ITEMS), table)
-            found = connection.execute(query, [check.encoded_id(after), count]).fetchall()
-        return [rows.decoded(row) for row in found]
+            key = spaces.known_key(connection, space, self.location)
+            return spaces.missing(connection, key, count, after)
 
     def fill_space(
         self,
@@ -498,29 +462,8 @@ class PostgresIndex:
         span = np.full((len(owner), 2), np.nan) if spans is None else spans
         stored_MD = check.checked_vectors([items[number] for number in owner], vectors, space)
         with self._writing() as connection:
-            table = schema.moments_table(known_key(connection, space, self.location))
-            ids = [check.encoded_id(item.id) for item in items]
-            query = "SELECT id, content_hash FROM costream.items WHERE id = ANY(%s)"
-            there = {bytes(row[0]): row[1] for row in connection.execute(query, [ids]).fetchall()}
-            kept = {
-                number
-                for number, item in enumerate(items)
-                if there.get(ids[number]) == item.content_hash
-            }
-            connection.execute(
-                sql.SQL("DELETE FROM {} WHERE id = ANY(%s)").format(table),
-                [[ids[number] for number in kept]],
-            )
-            chosen = [row for row, number in enumerate(owner) if number in kept]
-            parts = rows.part_numbers(owner)
-            rows.insert_moments(
-                connection,
-                table,
-                [ids[owner[row]] for row in chosen],
-                [(parts[row], *rows.stored_span(span[row])) for row in chosen],
-                stored_MD[chosen],
-            )
-        return len(kept)
+            key = spaces.known_key(connection, space, self.location)
+            return spaces.fill(connection, key, items, owner, span, stored_MD)
 
     def switch_space(self, space: Space, *, allow_missing: bool = False) -> None:
         """Make a space the active one in one step; the one before stays, to switch back to.
@@ -529,19 +472,8 @@ class PostgresIndex:
             DataError: The index has no such space, or items have no vector in it.
         """
         with self._writing() as connection:
-            key = known_key(connection, space, self.location)
-            total = int(schema.one(connection, sql.SQL("SELECT count(*) FROM costream.items")))
-            lacking = total - num_items(connection, key)
-            if lacking and not allow_missing:
-                raise DataError(
-                    f"{lacking} of {total} items have no vector of {check.in_words(space)} yet",
-                    hint="embed them first, or switch with allow_missing",
-                )
-            connection.execute(
-                "UPDATE costream.spaces SET role = 'retired' WHERE role = 'active' AND key <> %s",
-                [key],
-            )
-            connection.execute("UPDATE costream.spaces SET role = 'active' WHERE key = %s", [key])
+            key = spaces.known_key(connection, space, self.location)
+            spaces.switch(connection, key, space, allow_missing=allow_missing)
 
     def drop_space(self, space: Space) -> None:
         """Remove the vectors of a space that is not active.
@@ -550,13 +482,13 @@ class PostgresIndex:
             DataError: The index has no such space, or it is the active one.
         """
         with self._writing() as connection:
-            key = known_key(connection, space, self.location)
+            key = spaces.known_key(connection, space, self.location)
             active = active_space(connection)
             if active is not None and active[0] == key:
                 raise DataError(
                     f"{check.in_words(space)} is the active space", hint="switch to another first"
                 )
-            drop_space(connection, key, sharded=self.sharded)
+            spaces.drop_space(connection, key, sharded=self.sharded)
 
     # --- search ---
 
@@ -595,7 +527,7 @@ class PostgresIndex:
             if active is None:
                 return _nothing(len(queries_QD))
             check.check_same(active[1], space, self.location)
-            target = self._target(connection, active, where, exact=exact)
+            target = target_of(connection, active, where, exact=exact)
             found = [
                 nearest(connection, target, query_D, top, group=group) for query_D in queries_QD
             ]
@@ -613,22 +545,8 @@ class PostgresIndex:
         Returns:
             One ranking by how many words match and how close together; empty when none do.
         """
-        test, values = rows.condition(where)
-        query = sql.SQL(
-            "WITH query AS (SELECT replace(plainto_tsquery('simple', %s)::text, '&', '|')::tsquery "
-            "AS words) SELECT id, ts_rank_cd(to_tsvector('simple', searchable), words, 2) AS score "
-            "FROM costream.items, query WHERE to_tsvector('simple', searchable) @@ words AND {} "
-            "ORDER BY score DESC, id LIMIT %s"
-        ).format(test)
         with self._reading() as connection:
-            found = connection.execute(query, [words.replace("\0", " "), *values, top]).fetchall()
-        ids = tuple(check.decoded_id(bytes(row[0])) for row in found)
-        return Ranking(
-            ids=(ids,),
-            scores=(np.array([row[1] for row in found], dtype=np.float32),),
-            stage="text",
-            spans=((None,) * len(ids),),
-        )
+            return by_words(connection, words, top, where)
 
     def build_graph(self) -> None:
         """Build a graph over the vectors (HNSW), for more of them than can be scanned quickly.
@@ -656,41 +574,6 @@ class PostgresIndex:
             )
 
     # --- PostgreSQL ---
-
-    def _target(
-        self,
-        connection: schema.Connection,
-        active: tuple[int, Space],
-        where: Filter | None,
-        *,
-        exact: bool,
-    ) -> Target:
-        key, space = active
-        has_graph = not exact and bool(
-            schema.one(
-                connection,
-                sql.SQL("SELECT to_regclass(%s) IS NOT NULL"),
-                [f"costream.{schema.moments_name(key)}_graph"],
-            )
-        )
-        test, values = rows.condition(where)
-        if where is not None and has_graph:
-            few = sql.SQL(
-                "SELECT count(*) FROM (SELECT 1 FROM costream.items WHERE {} LIMIT %s) AS matching"
-            ).format(test)
-            has_graph = schema.one(connection, few, [*values, FEW_MATCHES + 1]) > FEW_MATCHES
-        return Target(
-            table=schema.moments_table(key),
-            dim=space.dim,
-            longest=1.02 if space.normalised else self._longest(connection, key),
-            condition=None if where is None else test,
-            values=values,
-            graph=has_graph,
-        )
-
-    def _longest(self, connection: schema.Connection, key: int) -> float:
-        query = sql.SQL("SELECT max(l2_norm(vector)) FROM {}").format(schema.moments_table(key))
-        return 1.01 * float(schema.one(connection, query) or 0.0)
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[schema.Connection]:

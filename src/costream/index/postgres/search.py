@@ -21,13 +21,14 @@ from psycopg import sql
 
 from costream.errors import DataError, NumericalError
 from costream.index import check
-from costream.index.postgres import rows
+from costream.index.filters import Filter
+from costream.index.postgres import rows, schema
 from costream.index.postgres.schema import Connection
-from costream.records import Space
+from costream.records import Ranking, Space
 from costream.scoring.dot import error_bound, pair_scores
 
 # Up to so many matching rows are scored one by one: some 50 ms.
-FEW_MATCHES = 50_000
+_FEW_MATCHES = 50_000
 # How many rows a graph looks at before it gives up, and candidates that it keeps.
 _MOST_SCANNED = 200_000
 _CANDIDATES = 200
@@ -67,6 +68,60 @@ class Target:
     condition: sql.Composed | None
     values: Sequence[Any]
     graph: bool
+
+
+def target_of(
+    connection: Connection, active: tuple[int, Space], where: Filter | None, *, exact: bool
+) -> Target:
+    """Plan a search.
+
+    Args:
+        connection: Within a transaction.
+        active: Key and record of the space that is searched.
+        where: What the items have to be.
+        exact: Whether every vector is to be looked at, even where there is a graph.
+    """
+    key, space = active
+    has_graph = not exact and bool(
+        schema.one(
+            connection,
+            sql.SQL("SELECT to_regclass(%s) IS NOT NULL"),
+            [f"costream.{schema.moments_name(key)}_graph"],
+        )
+    )
+    test, values = rows.condition(where)
+    if where is not None and has_graph:
+        few = sql.SQL(
+            "SELECT count(*) FROM (SELECT 1 FROM costream.items WHERE {} LIMIT %s) AS matching"
+        ).format(test)
+        has_graph = schema.one(connection, few, [*values, _FEW_MATCHES + 1]) > _FEW_MATCHES
+    return Target(
+        table=schema.moments_table(key),
+        dim=space.dim,
+        longest=1.02 if space.normalised else _longest(connection, key),
+        condition=None if where is None else test,
+        values=values,
+        graph=has_graph,
+    )
+
+
+def by_words(connection: Connection, words: str, top: int, where: Filter | None) -> Ranking:
+    """Items that have any of some words, as the ranking of one query."""
+    test, values = rows.condition(where)
+    query = sql.SQL(
+        "WITH query AS (SELECT replace(plainto_tsquery('simple', %s)::text, '&', '|')::tsquery "
+        "AS words) SELECT id, ts_rank_cd(to_tsvector('simple', searchable), words, 2) AS score "
+        "FROM costream.items, query WHERE to_tsvector('simple', searchable) @@ words AND {} "
+        "ORDER BY score DESC, id LIMIT %s"
+    ).format(test)
+    found = connection.execute(query, [words.replace("\0", " "), *values, top]).fetchall()
+    ids = tuple(check.decoded_id(bytes(row[0])) for row in found)
+    return Ranking(
+        ids=(ids,),
+        scores=(np.array([row[1] for row in found], dtype=np.float32),),
+        stage="text",
+        spans=((None,) * len(ids),),
+    )
 
 
 def nearest(
@@ -125,6 +180,11 @@ def checked_queries(vectors: NDArray[Any], space: Space) -> NDArray[np.float32]:
             hint="check what the query was made of",
         )
     return narrow_QD
+
+
+def _longest(connection: Connection, key: int) -> float:
+    query = sql.SQL("SELECT max(l2_norm(vector)) FROM {}").format(schema.moments_table(key))
+    return 1.01 * float(schema.one(connection, query) or 0.0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from psycopg import sql
 
 from costream.errors import DataError
 from costream.index import check
-from costream.index.postgres import schema
+from costream.index.postgres import rows, schema
 from costream.index.postgres.shards import drop_on_shards, spread
+from costream.index.records import Item, SpaceEntry
 from costream.records import Space
 
 
@@ -91,3 +96,72 @@ def known_key(connection: schema.Connection, space: Space, location: str) -> int
             hint="spaces() lists what it has; begin_space makes room",
         )
     return key
+
+
+def entries(connection: schema.Connection) -> tuple[SpaceEntry, ...]:
+    """The spaces of which vectors are held, the active one first."""
+    found = connection.execute(
+        "SELECT key, space, role FROM costream.spaces ORDER BY role <> 'active', key"
+    ).fetchall()
+    return tuple(
+        SpaceEntry(space=Space(**space), role=role, num_items=num_items(connection, int(key)))
+        for key, space, role in found
+    )
+
+
+def missing(connection: schema.Connection, key: int, count: int, after: str) -> list[Item]:
+    """Items with greater ids that have no vector in a space, in the order of their ids."""
+    query = sql.SQL(
+        "{} AS item WHERE id > %s AND NOT EXISTS (SELECT 1 FROM {} AS held WHERE "
+        "held.id = item.id) ORDER BY id LIMIT %s"
+    ).format(sql.SQL(rows.SELECT_ITEMS), schema.moments_table(key))
+    found = connection.execute(query, [check.encoded_id(after), count]).fetchall()
+    return [rows.decoded(row) for row in found]
+
+
+def fill(
+    connection: schema.Connection,
+    key: int,
+    items: Sequence[Item],
+    owners: Sequence[int],
+    spans: NDArray[Any],
+    stored_MD: NDArray[np.float16],
+) -> int:
+    """Store vectors of a space; gives how many items are still there with the same content."""
+    table = schema.moments_table(key)
+    ids = [check.encoded_id(item.id) for item in items]
+    query = "SELECT id, content_hash FROM costream.items WHERE id = ANY(%s)"
+    there = {bytes(row[0]): row[1] for row in connection.execute(query, [ids]).fetchall()}
+    kept = {n for n, item in enumerate(items) if there.get(ids[n]) == item.content_hash}
+    connection.execute(
+        sql.SQL("DELETE FROM {} WHERE id = ANY(%s)").format(table), [[ids[n] for n in kept]]
+    )
+    chosen = [row for row, n in enumerate(owners) if n in kept]
+    parts = rows.part_numbers(owners)
+    rows.insert_moments(
+        connection,
+        table,
+        [ids[owners[row]] for row in chosen],
+        [(parts[row], *rows.stored_span(spans[row])) for row in chosen],
+        stored_MD[chosen],
+    )
+    return len(kept)
+
+
+def switch(connection: schema.Connection, key: int, space: Space, *, allow_missing: bool) -> None:
+    """Make a space the active one.
+
+    Raises:
+        DataError: Items have no vector in it.
+    """
+    total = int(schema.one(connection, sql.SQL("SELECT count(*) FROM costream.items")))
+    lacking = total - num_items(connection, key)
+    if lacking and not allow_missing:
+        raise DataError(
+            f"{lacking} of {total} items have no vector of {check.in_words(space)} yet",
+            hint="embed them first, or switch with allow_missing",
+        )
+    connection.execute(
+        "UPDATE costream.spaces SET role = 'retired' WHERE role = 'active' AND key <> %s", [key]
+    )
+    connection.execute("UPDATE costream.spaces SET role = 'active' WHERE key = %s", [key])

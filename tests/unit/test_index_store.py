@@ -376,3 +376,11 @@ def test_items_of_every_kind_are_stored_as_they_are_whatever_comes_with_them(
         index.add([*items[5:9], Item(id="another")], unit(5), SPACE)
         assert index.get(item.id for item in items) == items
         assert index.check() == ()
+
+
+def test_a_file_is_no_place_for_an_index(tmp_path: Path) -> None:
+    place = tmp_path / "notes.txt"
+    place.write_text("mine")
+    with pytest.raises(DataError, match=r"notes.txt is a file, expected the folder"):
+        Index.open(place, create=True)
+    assert place.read_text() == "mine"

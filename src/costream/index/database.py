@@ -142,6 +142,11 @@ def _create(directory: Path, path: Path) -> None:
 
     A process killed meanwhile leaves no half-made index, and of two processes one wins.
     """
+    if directory.is_file():
+        raise DataError(
+            f"{_name(directory)} is a file, expected the folder of an index",
+            hint="give an index a name of its own",
+        )
     with explained(path, "make"):
         directory.mkdir(parents=True, exist_ok=True)
         draft = directory / f"{FILE_NAME}.{os.getpid()}-{os.urandom(4).hex()}.new"

@@ -3,12 +3,11 @@
     python benchmarks/ingest.py                  # 200,000 x 512: some minutes
     python benchmarks/ingest.py --rows 20000     # half a minute
 
-Every batch is acknowledged; `Index.add_all` makes the next one while it writes one, the others take
-one after the other. What acknowledging means differs, so it is counted: how often each engine asks
-the disk to keep what was written, by `strace` where that is installed. A store that does not ask
-loses acknowledged rows with the power. Qdrant Edge is measured with a flush after each batch and
-without. Making up the vectors is not counted, putting rows into the form that
-a store takes is; each engine runs in a process of its own.
+Every batch is acknowledged before the next one begins. What acknowledging means differs, so it is
+counted: how often each engine asks the disk to keep what was written, by `strace` where that is
+installed. A store that does not ask loses acknowledged rows with the power. Qdrant Edge is measured
+with a flush after each batch and without. Making up the vectors is not counted, putting rows into
+the form that a store takes is; each engine runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -36,14 +35,12 @@ Batch = tuple[int, NDArray[np.float32]]
 # Takes the first row and the vectors of each batch, and calls what it is given after each.
 Fill = Callable[[Iterable[Batch], Callable[[], None]], None]
 PACKAGES = {
-    "costream-all": "costream",
     "costream": "costream",
     "lance": "lancedb",
     "qdrant-flush": "qdrant-edge-py",
     "qdrant": "qdrant-edge-py",
 }
 NAMES = {
-    "costream-all": "costream Index.add_all",
     "costream": "costream Index.add",
     "lance": "LanceDB add",
     "qdrant-flush": "Qdrant Edge upsert and flush",
@@ -62,9 +59,9 @@ def one_by_one(add: Callable[[int, NDArray[np.float32]], None]) -> Fill:
     return fill
 
 
-def costream_store(folder: Path, dim: int, *, bulk: bool) -> Fill:
+def costream_store(folder: Path, dim: int) -> Fill:
     """The index of costream."""
-    from costream.index import Addition, Index, Item
+    from costream.index import Index, Item
     from costream.records import Space
 
     space = Space(encoder="made up", weights_hash="", preprocessing_hash="", dim=dim)
@@ -74,12 +71,6 @@ def costream_store(folder: Path, dim: int, *, bulk: bool) -> Fill:
         rows = range(start, start + count)
         return [Item(id=f"item{row:010d}", meta={"camera": "abcd"[row % 4]}) for row in rows]
 
-    def fill(batches: Iterable[Batch], acknowledged: Callable[[], None]) -> None:
-        additions = (Addition(items=items(start, len(v)), vectors=v) for start, v in batches)
-        index.add_all(additions, space, progress=lambda _: acknowledged())
-
-    if bulk:
-        return fill
     return one_by_one(lambda start, v: index.add(items(start, len(v)), v, space))
 
 
@@ -131,7 +122,7 @@ def qdrant_store(folder: Path, dim: int, *, flush: bool) -> Fill:
 def store_of(name: str, folder: Path, dim: int) -> Fill:
     """Open an empty store."""
     if name.startswith("costream"):
-        return costream_store(folder, dim, bulk=name == "costream-all")
+        return costream_store(folder, dim)
     if name == "lance":
         return lance_store(folder, dim)
     return qdrant_store(folder, dim, flush=name == "qdrant-flush")
@@ -213,10 +204,10 @@ def measured(name: str, options: argparse.Namespace) -> dict[str, Any] | None:
 
 def print_table(results: list[dict[str, Any]], rows: int, dim: int, batch: int) -> None:
     """As Markdown."""
-    ours = next((r["rows_per_s"] for r in results if r["name"] == "costream-all"), None)
+    ours = next((r["rows_per_s"] for r in results if r["name"] == "costream"), None)
     print(f"\n{rows:,} x {dim} in batches of {batch:,}; {_machine.machine()}\n")
     print(
-        "| store | rows/s | add_all is times as fast | rows a busy second | slowest batch s | "
+        "| store | rows/s | costream is times as fast | rows a busy second | slowest batch s | "
         "syncs a batch | bytes a row on disk |"
     )
     print("|---|---|---|---|---|---|---|")

@@ -73,7 +73,7 @@ def targets() -> str:
     store = line_of("store", "store")
     if store.get("rows") != 1_000_000:
         store = {}
-    written = line_of("ingest", "costream-all")
+    written = line_of("ingest", "costream")
     cold = line_of("cold_search", "100000")
     rows = [
         ("exact, 1 M x 512, one query", "32 ms", exact.get("best_ms"), 32, "{:.1f} ms", False),

@@ -12,7 +12,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from PIL import Image
 
 from costream.data.decode_apart import Decoders
 from costream.errors import CostreamError
-from costream.index import Addition, Index, Item, ingest, update, update_index
+from costream.index import Index, Item, ingest, update, update_index
 from costream.index import copy as copying
 from costream.index.backup import backup_index, restore_index
 from costream.index.copy import copy_index
@@ -86,18 +85,6 @@ def churn(directory: str, seed: str) -> None:
             else:
                 index.remove(ids)
             say(number)
-
-
-def bulk(directory: str, seed: str) -> None:
-    """Add to an index for ever, in bulk."""
-    additions = (
-        Addition(items=[Item(id=i) for i in ids], vectors=vectors)
-        for verb, ids, vectors in steps(int(seed))
-        if verb == "add"
-    )
-    numbers = count(1)
-    with Index.open(directory, create=True) as index:
-        index.add_all(additions, ColourHistogram.space, progress=lambda _: say(next(numbers)))
 
 
 def update_pictures(directory: str, pictures: str, log: str, pause_s: str) -> None:
@@ -213,7 +200,7 @@ def say(what: object) -> None:
 
 
 if __name__ == "__main__":
-    verbs = {"churn": churn, "bulk": bulk, "update": update_pictures, "fill": fill}
+    verbs = {"churn": churn, "update": update_pictures, "fill": fill}
     verbs |= {"as_nobody": as_nobody, "open": just_open}
     verbs |= {"repair": repair, "backup": back_up, "restore": restore, "copy": copy}
     verbs[sys.argv[1]](*sys.argv[2:])

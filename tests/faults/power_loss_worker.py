@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from index_worker import DIM, ColourHistogram, unit
 
-from costream.index import Addition, Index, Item
+from costream.index import Index, Item
 
 SPACE = ColourHistogram.space
 ITEMS = [Item(id=f"item{n}", content_hash=f"hash{n}", caption=f"word{n} " * 40) for n in range(60)]
@@ -25,7 +25,7 @@ CHANGES: tuple[Callable[[Index], Any], ...] = (
     lambda index: index.touch([replace(item, mtime_ns=9) for item in ITEMS[15:18]]),
     lambda index: index.reuse([replace(ITEMS[0], id="moved")], remove=[ITEMS[0].id]),
     lambda index: index.forget([ITEMS[30].id]),
-    lambda index: index.add_all([Addition(items=ITEMS[45:], vectors=VECTORS[45:])], SPACE),
+    lambda index: index.add(ITEMS[45:], VECTORS[45:], SPACE),
     lambda index: index.remove([item.id for item in ITEMS[50:55]]),
 )
 

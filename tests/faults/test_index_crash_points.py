@@ -20,7 +20,7 @@ from index_worker import DIM, ColourHistogram, unit
 from numpy.typing import NDArray
 
 from costream.errors import DataError
-from costream.index import Addition, Index, Item, database
+from costream.index import Index, Item, database
 from costream.records import Space
 
 SPACE = ColourHistogram.space
@@ -46,9 +46,6 @@ def grown(directory: Path) -> Path:
 
 CHANGES: dict[str, Callable[[Index], Any]] = {
     "add": lambda index: index.add(ITEMS[15:25], -VECTORS[15:25], SPACE),
-    "add_all": lambda index: index.add_all(
-        [Addition(items=ITEMS[15:25], vectors=-VECTORS[15:25])], SPACE
-    ),
     "remove": lambda index: index.remove([item.id for item in ITEMS[:7]]),
     "reuse": lambda index: index.reuse(
         [replace(ITEMS[1], id="moved")], remove=[ITEMS[1].id, ITEMS[2].id]
@@ -120,7 +117,7 @@ def kill_at_statements(change: str, tmp_path: Path, step: int) -> None:
     assert False in seen
 
 
-@pytest.mark.parametrize("change", ["add", "add_all", "reuse", "forget"])
+@pytest.mark.parametrize("change", ["add", "reuse", "forget"])
 def test_a_kill_at_some_statements_of_a_change(change: str, tmp_path: Path) -> None:
     kill_at_statements(change, tmp_path, step=7)
 

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from costream.index.opening import open_index
     from costream.index.protocol import SearchIndex
     from costream.index.records import (
-        Addition,
         IndexStats,
         Item,
         LeftOut,
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from costream.index.update import update_index
 
 __all__ = [
-    "Addition",
     "Filter",
     "ImageEncoder",
     "Index",
@@ -45,7 +43,6 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Addition": "records",
     "Filter": "filters",
     "ImageEncoder": "models",
     "Index": "store",

@@ -90,13 +90,11 @@ class Batch:
         vectors: float16 (M, D), little-endian.
         parents: int64 (M,): number of the item, never falling.
         spans: float64 (M, 2), or None when none has a span; NaN for none.
-        sums: What is known of their checksums, as of `vector_rows.summed`; None for nothing.
     """
 
     vectors: NDArray[np.float16]
     parents: NDArray[np.int64]
     spans: NDArray[np.float64] | None = None
-    sums: NDArray[np.int64] | None = None
 
     def parts(self) -> NDArray[np.int64]:
         """int64 (M,): the vector's number within its item."""

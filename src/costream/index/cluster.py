@@ -11,7 +11,6 @@ system.
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -98,7 +97,8 @@ def update_with_cluster(
     found, left_out = leave_out(found, given, has_ears=isinstance(model, SoundEncoder))
     names = files.real_paths(found)
     known = {item.path: item for item in index.items() if item.path is not None}
-    wanted = [(n, known.get(n)) for n in names if not _is_unchanged(known.get(n), n)]
+    asked = (_Asked(name=name, item=known.get(name)) for name in names)
+    wanted = [one for one in asked if not _is_unchanged(one.item, one.name)]
     counts = {"added": 0, "changed": 0, "unchanged": len(names) - len(wanted), "embedded": 0}
     done = counts["unchanged"]
     if progress is not None:
@@ -160,22 +160,27 @@ class _Worker:
             )
 
     def __call__(self, block: Mapping[str, Any]) -> dict[str, Any]:
-        asked: list[_Asked] = [_unpacked(row) for row in block["asked"]]
+        asked: list[_Asked] = list(block["asked"])
         made, failures = embed_apart(
             self._maker,
-            [name for name, _ in asked],
-            [item for _, item in asked if item is not None],
+            [one.name for one in asked],
+            [one.item for one in asked if one.item is not None],
             decoders=self._decoders,
             sampling=self._settings.sampling,
             smallest_side=self._smallest_side,
             threads=self._settings.threads,
         )
         rows = np.empty(len(made) + len(failures), dtype=object)
-        rows[:] = [pickle.dumps(each) for each in (*made, *failures)]
+        rows[:] = [*made, *failures]
         return {"came": rows}
 
 
-_Asked = tuple[str, Item | None]
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Asked:
+    """A file, and the item that the index has of it."""
+
+    name: str
+    item: Item | None
 
 
 def _embedded(
@@ -186,7 +191,7 @@ def _embedded(
     ray = _connected(config.address)
     tasks = -(-len(wanted) // _FILES_A_TASK)
     data = ray.data.from_items(
-        [{"asked": pickle.dumps(one)} for one in wanted], override_num_blocks=tasks
+        [{"asked": one} for one in wanted], override_num_blocks=tasks
     ).map_batches(
         _Worker,
         fn_constructor_args=(replace(settings, threads=max(1, round(config.cores))),),
@@ -196,16 +201,11 @@ def _embedded(
         num_gpus=config.gpus or None,
     )
     for block in data.iter_batches(batch_size=_FILES_A_TASK, batch_format="numpy"):
-        came = [_unpacked(row) for row in block["came"]]
+        came = list(block["came"])
         yield (
             [one for one in came if isinstance(one, Made)],
             [one for one in came if isinstance(one, Failure)],
         )
-
-
-def _unpacked(row: Any) -> Any:
-    # Between processes of one cluster, which send each other functions as well.
-    return pickle.loads(bytes(row))  # noqa: S301
 
 
 def _connected(address: str | None) -> Any:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from costream.errors import DataError
 from costream.index.protocol import SearchIndex
-from costream.index.records import Addition, Item
+from costream.index.records import Item
 
 _AT_ONCE = 1000
 
@@ -61,32 +60,24 @@ def copy_index(
     gone = sorted(there.keys() - {item.id for item in wanted})
     removed = target.remove(gone)
     kept = 0
-    sizes: deque[int] = deque()
-
-    def tell(count: int) -> None:
+    for start in range(0, len(wanted), _AT_ONCE):
+        part = wanted[start : start + _AT_ONCE]
+        new = [item for item in part if there.get(item.id) != item]
+        same = [item for item in part if there.get(item.id) == item]
+        changed = _differing(source, target, same)
+        if new or changed:
+            _write(source, target, [*new, *changed])
+        kept += len(same) - len(changed)
         if progress is not None:
-            progress(count)
-
-    def additions() -> Iterator[Addition]:
-        nonlocal kept
-        for start in range(0, len(wanted), _AT_ONCE):
-            part = wanted[start : start + _AT_ONCE]
-            new = [item for item in part if there.get(item.id) != item]
-            same = [item for item in part if there.get(item.id) == item]
-            changed = _differing(source, target, same)
-            kept += len(same) - len(changed)
-            if new or changed:
-                sizes.append(len(part))
-                yield _addition(source, [*new, *changed])
-            else:
-                tell(len(part))
-
-    target.add_all(additions(), space, progress=lambda _: tell(sizes.popleft()))
+            progress(len(part))
     _verify(source, target)
     return CopyReport(copied=len(wanted) - kept, kept=kept, removed=removed)
 
 
-def _addition(source: SearchIndex, items: Sequence[Item]) -> Addition:
+def _write(source: SearchIndex, target: SearchIndex, items: Sequence[Item]) -> None:
+    space = source.space
+    if space is None:
+        raise DataError(f"the index {source.location} was emptied meanwhile", hint="run it again")
     ids = [item.id for item in items]
     moments = source.moments(ids)
     parents = [number for number, each in enumerate(moments) for _ in each]
@@ -95,11 +86,8 @@ def _addition(source: SearchIndex, items: Sequence[Item]) -> Addition:
         for each in moments
         for moment in each
     ]
-    return Addition(
-        items=items,
-        vectors=source.all_vectors(ids),
-        parents=np.array(parents),
-        spans=np.array(spans, dtype=float),
+    target.add_moments(
+        items, source.all_vectors(ids), np.array(parents), np.array(spans, dtype=float), space
     )
 
 

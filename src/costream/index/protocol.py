@@ -5,14 +5,14 @@ Shape letters: Q queries, N items, M vectors of moments, D dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from costream.index.filters import Filter
-from costream.index.records import Addition, IndexStats, Item, Moment, SpaceEntry
+from costream.index.records import IndexStats, Item, Moment, SpaceEntry
 from costream.records import Ranking, Space
 
 
@@ -119,25 +119,6 @@ class SearchIndex(Protocol):
             parents: Integer (M,): which of the items a vector belongs to.
             spans: Floating point (M, 2): start and end in seconds; both NaN for no span.
             space: Must be the active one, unless the index is empty.
-        """
-
-    def add_all(
-        self,
-        batches: Iterable[Addition],
-        space: Space,
-        *,
-        progress: Callable[[int], None] | None = None,
-    ) -> int:
-        """Add batches one after the other; the next may be made while one is stored.
-
-        Args:
-            batches: Each is added wholly or not at all. After an error those before it are in the
-                index and those after it are not.
-            space: Must be the active one, unless the index is empty.
-            progress: Called with the number of items of a batch when it is durable.
-
-        Returns:
-            The number of items added.
         """
 
     def reuse(self, items: Sequence[Item], *, remove: Iterable[str] = ()) -> list[Item]:

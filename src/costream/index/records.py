@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from costream.records import Space
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from costream.data.failures import Failure
 
 
@@ -71,23 +69,6 @@ class Moment:
 
     t_start: float | None = None
     t_end: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Addition:
-    """Items to be added in one step, with their vectors.
-
-    Attributes:
-        items: Each id once.
-        vectors: Floating point (N, D), one an item, or (M, D) with parents and spans.
-        parents: Integer (M,): which of the items a vector belongs to; None for one vector an item.
-        spans: Floating point (M, 2): start and end in seconds, both NaN for no span; None for none.
-    """
-
-    items: Sequence[Item]
-    vectors: NDArray[Any]
-    parents: NDArray[Any] | None = None
-    spans: NDArray[Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

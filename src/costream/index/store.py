@@ -6,7 +6,7 @@ Shape letters: Q queries, N items, M vectors, D dimensions.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -34,12 +34,11 @@ from costream.index.answering import Hit
 from costream.index.check import Batch
 from costream.index.filters import Filter
 from costream.index.present import Present, active
-from costream.index.records import Addition, IndexStats, Item, Moment, SpaceEntry
+from costream.index.records import IndexStats, Item, Moment, SpaceEntry
 from costream.index.rows import Encoded
 from costream.index.session import Session
 from costream.index.vector_rows import StoredVector
 from costream.index.watch import Watch
-from costream.overlap import store_while_making
 from costream.records import Ranking, Space
 from costream.scoring.kernels import check_kernel
 
@@ -391,54 +390,6 @@ class Index:
         batch = check.checked_moments(items, vectors, parents, spans, space)
         self._put(rows.encoded(items), batch, space)
 
-    def add_all(
-        self,
-        batches: Iterable[Addition],
-        space: Space,
-        *,
-        progress: Callable[[int], None] | None = None,
-    ) -> int:
-        """Add batches one after the other: `add` or `add_moments` of each, in less time.
-
-        While one is written the next is taken from the iterable and checked. Each is added wholly
-        or not at all. After an error those before it are in the index and those after it are not;
-        an error of the iterable counts as one of the batch that it should have given.
-
-        Args:
-            batches: What to add; the iterable runs in this thread. An array that was given away
-                must not be altered.
-            space: As of `add`.
-            progress: Called in this thread with the number of items of a batch when it is durable.
-
-        Returns:
-            The number of items added.
-
-        Raises:
-            SpaceMismatch, NumericalError, DataError, ConfigError: As of `add`.
-
-        Example:
-            >>> import tempfile
-            >>> space = Space(encoder="toy", weights_hash="0", preprocessing_hash="0", dim=2)
-            >>> batches = (
-            ...     Addition(items=[Item(id=name)], vectors=np.float32([[1, 0]])) for name in "abc"
-            ... )
-            >>> with tempfile.TemporaryDirectory() as folder:
-            ...     with Index.open(folder, create=True) as index:
-            ...         index.add_all(batches, space)
-            3
-        """
-
-        def made() -> Iterator[tuple[Encoded, Batch]]:
-            for one in batches:
-                batch = vector_rows.summed(_checked(one, space))
-                yield rows.encoded(one.items), batch
-
-        def store(one: tuple[Encoded, Batch], under_way: Callable[[], None]) -> int:
-            self._put(*one, space, before_vectors=under_way)
-            return len(one[0].items)
-
-        return store_while_making(made(), store, progress)
-
     def reuse(self, items: Sequence[Item], *, remove: Iterable[str] = ()) -> list[Item]:
         """Add items whose content the index holds, with its vectors.
 
@@ -526,22 +477,13 @@ class Index:
             with self._session.writing() as connection:
                 writing.restamp(connection, schema.read_state(connection), items)
 
-    def _put(
-        self,
-        added: Encoded,
-        batch: Batch,
-        space: Space,
-        *,
-        before_vectors: Callable[[], None] | None = None,
-    ) -> None:
+    def _put(self, added: Encoded, batch: Batch, space: Space) -> None:
         if not added.items:
             return
         with self._session.writing() as connection:
             state = schema.read_state(connection)
             number = writing.active_number(connection, state, space, self.location)
-            change = writing.put(
-                connection, state, added, {number: batch}, before_vectors=before_vectors
-            )
+            change = writing.put(connection, state, added, {number: batch})
         if not state.num_items:
             self._present.begin(change)
         self._present.take_in(change)
@@ -745,17 +687,6 @@ class Index:
                     f"the index {self.directory} has no item {item_id!r}",
                     hint="Index.ids() lists what it has",
                 )
-
-
-def _checked(given: Addition, space: Space) -> Batch:
-    if given.parents is None:
-        if given.spans is not None:
-            raise DataError("got spans without parents, expected both or none")
-        return check.checked_batch(given.items, given.vectors, space)
-    spans = given.spans
-    if spans is None:
-        spans = np.full((len(given.vectors), 2), np.nan)
-    return check.checked_moments(given.items, given.vectors, given.parents, spans, space)
 
 
 def _check_top(top: int) -> None:

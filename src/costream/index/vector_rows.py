@@ -8,13 +8,12 @@ Shape letters: M vectors, D dimensions.
 
 from __future__ import annotations
 
-import functools
 import math
 import sqlite3
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -113,8 +112,7 @@ def insert(
         connection.executemany(_INSERT, _rows(places, vectors, batch.spans))
         return places
     size = 2 * vectors.shape[1]
-    sums = _sums(vectors) if batch.sums is None else batch.sums
-    crcs = sums ^ _moved(places % _PRIME, size)
+    crcs = _checksums(places, vectors)
     some = max(1, _JOINED_BYTES // max(1, size))
     for start in range(0, len(places), some):
         part = slice(start, start + some)
@@ -123,7 +121,7 @@ def insert(
             {
                 "places": str(places[part].tolist()),
                 # Bytes, in which each is found at once.
-                "crcs": (("%010d" * len(crcs[part])) % tuple(crcs[part].tolist())).encode(),
+                "crcs": (("%010d" * len(crcs[part])) % tuple(crcs[part])).encode(),
                 "vectors": vectors[part].reshape(-1).view(np.uint8).data,
                 "size": size,
             },
@@ -131,37 +129,13 @@ def insert(
     return places
 
 
-def summed(batch: Batch) -> Batch:
-    """A batch with what `insert` can know of its checksums before it has the places."""
-    if batch.spans is not None:
-        return batch
-    return replace(batch, sums=_sums(np.ascontiguousarray(batch.vectors, dtype="<f2")))
-
-
-def _sums(vectors: NDArray[np.float16]) -> NDArray[np.int64]:
-    """Checksums of vectors at place 0."""
+def _checksums(places: NDArray[np.int64], vectors: NDArray[np.float16]) -> list[int]:
+    """`checksum` of each vector, without a call for each."""
     size, whole = 2 * vectors.shape[1], vectors.reshape(-1).view(np.uint8).data
     crc32 = zlib.crc32
     ends = range(size, len(whole) + size, size)
-    return np.array([crc32(whole[end - size : end]) for end in ends], dtype=np.int64)
-
-
-def _moved(starts: NDArray[np.int64], size: int) -> NDArray[np.int64]:
-    """What the checksums of `size` bytes differ by when they start from these values, not from 0.
-
-    CRC-32 is linear: each bit of the start flips the same bits of the sum, whatever the bytes are.
-    """
-    moved = np.zeros(len(starts), dtype=np.int64)
-    for bit, flipped in enumerate(_flipped(size)):
-        moved ^= (starts >> bit & 1) * flipped
-    return moved
-
-
-@functools.cache
-def _flipped(size: int) -> tuple[int, ...]:
-    """What each bit of the start flips in a checksum of so many bytes."""
-    zeros = bytes(size)
-    return tuple(zlib.crc32(zeros, 1 << bit) ^ zlib.crc32(zeros) for bit in range(32))
+    starts = (places % _PRIME).tolist()
+    return [crc32(whole[end - size : end], start) for end, start in zip(ends, starts, strict=True)]
 
 
 def _rows(

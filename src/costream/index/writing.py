@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, count
 
@@ -61,8 +61,6 @@ def put(
     state: State,
     added: Encoded,
     batches: Mapping[int, Batch],
-    *,
-    before_vectors: Callable[[], None] | None = None,
 ) -> Change:
     """Add items with their vectors, replacing those with the same ids.
 
@@ -72,7 +70,6 @@ def put(
         added: The items.
         batches: Vectors by number of the space. In a space that is not named an item keeps those
             that it has if its content is the same.
-        before_vectors: Called when only the vectors remain to be stored, and the commit.
     """
     known = rows.keys_by_id(connection, added.ids) if state.num_items else {}
     num_new = len(added.ids) - len(known)
@@ -100,9 +97,6 @@ def put(
         num_items=state.num_items + num_new,
         next_key=state.next_key + num_new - len(freed),
     )
-    # What takes long comes last, so that all of it can run beside Python in another thread.
-    if before_vectors is not None:
-        before_vectors()
     places = {
         number: vector_rows.insert(connection, number, keys, batch)
         for number, batch in batches.items()

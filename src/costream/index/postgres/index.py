@@ -6,7 +6,7 @@ Shape letters: Q queries, N items, M moments, D dimensions.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -24,7 +24,7 @@ from costream.index.postgres import integrity, rows, schema, spaces
 from costream.index.postgres.connections import Connections, connect
 from costream.index.postgres.search import by_words, checked_queries, nearest, target_of
 from costream.index.postgres.spaces import active_space
-from costream.index.records import Addition, IndexStats, Item, Moment, SpaceEntry
+from costream.index.records import IndexStats, Item, Moment, SpaceEntry
 from costream.records import Ranking, Space
 
 
@@ -329,25 +329,6 @@ class PostgresIndex:
                 [(part, *rows.stored_span(span)) for part, span in zip(parts, spans, strict=True)],
                 stored_MD,
             )
-
-    def add_all(
-        self,
-        batches: Iterable[Addition],
-        space: Space,
-        *,
-        progress: Callable[[int], None] | None = None,
-    ) -> int:
-        """Add batches one after the other; see `SearchIndex.add_all`."""
-        total = 0
-        for one in batches:
-            count = len(one.items)
-            parents = range(count) if one.parents is None else one.parents.tolist()
-            spans = np.full((len(parents), 2), np.nan) if one.spans is None else one.spans
-            self.add_moments(one.items, one.vectors, parents, spans, space)
-            total += count
-            if progress is not None:
-                progress(count)
-        return total
 
     def remove(self, ids: Iterable[str]) -> int:
         """Remove items; ids that are not there are ignored. Returns how many were removed."""

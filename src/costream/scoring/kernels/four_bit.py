@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,6 @@ from numpy.typing import NDArray
 from turbovec import TurboQuantIndex  # type: ignore[import-untyped]
 
 from costream.errors import ConfigError
-from costream.overlap import store_while_making
 from costream.scoring.dot import BLOCK_QUERIES, ExactScan, unit_queries, widen
 from costream.scoring.kernels.protocol import Found, Metric
 from costream.scoring.kernels.rows import Rows
@@ -241,17 +241,22 @@ class Codes:
 
     def add(self, rows: Rows, start: int) -> None:
         """Code the rows from `start` on; the next ones are read while some are coded."""
-
-        def store(wide_MW: NDArray[np.float32], under_way: Callable[[], None]) -> int:
-            under_way()
+        for wide_MW in self._read_ahead(rows, start):
             with self._using:
                 self.index.add(wide_MW, chunk_size=0)
-            return len(wide_MW)
-
-        parts = range(start, len(rows), CODED_ROWS)
-        store_while_making((self._read(rows, first) for first in parts), store)
         with self._using:
             self.index.prepare()
+
+    def _read_ahead(self, rows: Rows, start: int) -> Iterator[NDArray[np.float32]]:
+        with ThreadPoolExecutor(1) as reader:
+            waiting: Future[NDArray[np.float32]] | None = None
+            for first in range(start, len(rows), CODED_ROWS):
+                following = reader.submit(self._read, rows, first)
+                if waiting is not None:
+                    yield waiting.result()
+                waiting = following
+            if waiting is not None:
+                yield waiting.result()
 
     def _read(self, rows: Rows, first: int) -> NDArray[np.float32]:
         """Some rows with their mean taken off, float32 (M, W)."""

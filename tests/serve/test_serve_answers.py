@@ -79,7 +79,7 @@ def test_the_program_and_the_service_answer_alike(
         for name in ("score", "relevance"):
             assert one[name] == pytest.approx(other[name], abs=1e-5)
         assert one["reasons"] == pytest.approx(other["reasons"], abs=1e-5)
-    for name in ("exact", "recall", "kernel", "total", "nothing_relevant"):
+    for name in ("exact", "recall", "kernel", "total", "nothing_relevant", "unjudged"):
         assert told[name] == got[name]
 
 

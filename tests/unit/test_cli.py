@@ -107,7 +107,7 @@ def test_another_model_is_refused(indexed: Path, other_model_dir: Path, costream
 def test_search_json_has_the_promised_form(indexed: Path, costream: Program) -> None:
     found = costream("search", "red", "--top", "2", "--json", cwd=indexed).json
     assert list(found) == [
-        *("query", "results", "exact", "recall", "kernel", "total", "nothing_relevant")
+        *("query", "results", "exact", "recall", "kernel", "total", "nothing_relevant", "unjudged")
     ]
     assert found["query"] == "red"
     fields = ["rank", "id", "path", "score", "relevance", "modality", "span", "reasons"]

@@ -54,8 +54,8 @@ def answer_to_json(query: Query, answer: Answer) -> dict[str, Any]:
 
     Returns:
         `{"query", "results": [{"rank", "id", "path", "score", "relevance", ...}], "exact",
-        "recall", "kernel", "total", "nothing_relevant"}`. The query is a string for words, and
-        `{"image": path}` for a picture; else `{"terms": [...]}`.
+        "recall", "kernel", "total", "nothing_relevant", "unjudged"}`. The query is a string for
+        words, and `{"image": path}` for a picture; else `{"terms": [...]}`.
     """
     return {
         "query": query_to_json(query),
@@ -65,6 +65,7 @@ def answer_to_json(query: Query, answer: Answer) -> dict[str, Any]:
         "kernel": answer.kernel,
         "total": answer.total,
         "nothing_relevant": answer.nothing_relevant,
+        "unjudged": answer.unjudged,
     }
 
 

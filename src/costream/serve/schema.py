@@ -234,6 +234,7 @@ class SearchAnswer(_Answer):
     recall: float | None
     kernel: str
     nothing_relevant: bool
+    unjudged: str = Field(description="Why results have no relevance; empty where they have one.")
     seconds: dict[str, float]
 
 

@@ -75,6 +75,8 @@ def answer_facts(answer: Answer, items: Mapping[str, Item]) -> dict[str, Any]:
     }
     if not answer.exact:
         facts["recall"] = answer.recall
+    if answer.unjudged:
+        facts["unjudged"] = f"results have no relevance: {answer.unjudged}"
     if answer.nothing_relevant:
         facts["note"] = (
             "nothing in the index seems to fit; the results, if any, are what comes nearest"

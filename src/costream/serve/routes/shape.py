@@ -68,6 +68,7 @@ def answer_shape(answer: Answer, collection: Collection) -> dict[str, Any]:
         "recall": answer.recall,
         "kernel": answer.kernel,
         "nothing_relevant": answer.nothing_relevant,
+        "unjudged": answer.unjudged,
         "seconds": {stage: round(seconds, _DIGITS) for stage, seconds in answer.seconds.items()},
     }
 

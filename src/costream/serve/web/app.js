@@ -139,7 +139,8 @@ function summarise() {
   }
   const seconds = Object.values(answer.seconds).reduce((sum, each) => sum + each, 0);
   const how = answer.exact ? "" : answer.recall ? `, recall ${answer.recall.toFixed(3)}` : ", approximate";
-  $(".summary").textContent = `${count(answer.total, "item", "items")} in ${duration(seconds)}${how}`;
+  const unsure = state.relevance && answer.unjudged ? ", none left out: relevance is not known" : "";
+  $(".summary").textContent = `${count(answer.total, "item", "items")} in ${duration(seconds)}${how}${unsure}`;
   if (!answer.results.length) nothing(notice);
   else if (answer.nothing_relevant) {
     notice.append(make("h2", {}, "Nothing relevant found"), make("p", {}, "The nearest are below, and they are no nearer than chance would bring them."));

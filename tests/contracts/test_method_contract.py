@@ -221,7 +221,7 @@ def test_a_rank_step_rescores_the_pairs_that_it_gets(name: str, tmp_path: Path) 
 
 @every_method
 def test_the_claim_runs(name: str, tmp_path: Path) -> None:
-    """At the size that proves nothing; twice, the second time from what the first one left."""
+    """At the size that proves nothing, with two seeds."""
     method: Method = small_method(name)
     options = ClaimOptions(seeds=2, fast=True, out=tmp_path)
     tables = method.module.claim(options)

@@ -422,6 +422,9 @@ def notes(row: ClaimRow) -> list[str]:
     Args:
         row: Any comparison.
 
+    Returns:
+        Phrases; none for most rows.
+
     Example:
         >>> notes(compare_seeds("hit@1", [3.0, 3.5, 4.5], [2.0, 3.0, 2.5]))
         ['5 runs may show it']

@@ -73,14 +73,10 @@ def embed_apart(
     run = Ingest(
         index=sink,
         model=maker,
-        roots=(),
         batch_size=batch_size,
         smallest_side=smallest_side,
-        read_words=None,
         sampling=sampling,
-        progress=None,
         total=len(names),
-        failures=[],
         decoders=decoders,
         threads=threads,
     )

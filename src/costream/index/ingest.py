@@ -97,15 +97,15 @@ class Ingest:
 
     index: Sink
     model: ImageEncoder | ItemForm
-    roots: Sequence[str]
     batch_size: int
     smallest_side: int | None
     sampling: Sampling
-    read_words: Callable[[Image], str] | None
-    progress: Callable[[int, int], None] | None
     total: int
-    failures: list[Failure]
     decoders: Decoders
+    roots: Sequence[str] = ()
+    read_words: Callable[[Image], str] | None = None
+    progress: Callable[[int, int], None] | None = None
+    failures: list[Failure] = field(default_factory=list)
     threads: int = _THREADS
     known: dict[str, Item] = field(default_factory=dict)
     holders: dict[str, list[Item]] = field(default_factory=dict)

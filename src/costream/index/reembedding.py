@@ -113,14 +113,11 @@ def _run(
         run = Ingest(
             index=_Filling(index),
             model=model,
-            roots=(),
             batch_size=batch_size,
             smallest_side=smallest_side,
-            read_words=None,
             sampling=sampling,
             progress=progress,
             total=len(by_path),
-            failures=[],
             decoders=decoders,
             known=by_path,
         )

@@ -9,8 +9,9 @@ import torch
 
 from costream.encoders.storage import save_model
 from costream.index import Index, Item
+from costream.method import apply_methods, read_method
 from costream.methods.x_pool import pooling_of
-from costream.system import apply_methods, load_system, read_method
+from costream.system import load_system
 from tiny_world import tiny_model
 
 CLIPS, MOMENTS = 6, 3

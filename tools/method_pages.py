@@ -25,7 +25,7 @@ from costream.evaluate.claim_results import (  # noqa: E402
     shipped_results,
 )
 from costream.evaluate.claims import render_claim  # noqa: E402
-from costream.system import find_module  # noqa: E402
+from costream.method import find_module  # noqa: E402
 
 PAGES = ROOT / "docs" / "methods"
 _IMPACT = {

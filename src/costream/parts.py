@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from costream.errors import ConfigError
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from costream.data import DataSet
     from costream.data.pipe import Pipe
     from costream.encoders.dual import DualEncoder
-    from costream.evaluate.protocol import Evaluation
     from costream.generate import Generator
     from costream.index.forms import ItemForm
     from costream.objectives import Objective
+    from costream.records import Report
     from costream.scoring.protocol import RankStep, Scorer
 
 
@@ -55,6 +55,16 @@ class Base:
     model: DualEncoder
     seed: int = 0
     training: Training | None = None
+
+
+class Evaluation(Protocol):
+    """What a method measures of a system on data.
+
+    A constant scorer scores chance, an oracle scores best, and other ids change nothing.
+    """
+
+    def run(self, system: System, data: DataSet) -> Report:
+        """The measurement."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,9 +14,9 @@ from costream.card import find_methods
 from costream.config import parse_settings
 from costream.data import DataSet, make_scenes
 from costream.encoders.dual import DualEncoder
+from costream.method import Method, apply_methods, find_module
 from costream.parts import System, Training
 from costream.records import Batch, Sample
-from costream.system import Method, apply_methods, find_module
 from costream.train.config import TrainConfig
 from costream.train.loader import Loader
 from tiny_world import tiny_model

@@ -18,10 +18,11 @@ from costream.card import find_method
 from costream.encoders.storage import load, save_model
 from costream.evaluate.claims import ClaimOptions
 from costream.evaluate.systems import encode_captions, encode_media, needs_tokens, score_all, take
+from costream.method import Method, read_method
 from costream.parts import Base, Parts
 from costream.records import Batch
 from costream.scoring.protocol import ItemBias, RankContext
-from costream.system import Method, load_system, read_method
+from costream.system import load_system
 
 every_method = pytest.mark.parametrize("name", METHODS)
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from costream.data import make_scenes, read_data
 from costream.errors import ConfigError, DataError
 from costream.evaluate.systems import evaluate_system
+from costream.method import read_method
 from costream.methods import dbnorm
 from costream.methods._dbnorm.claim import skewness
 from costream.methods._dbnorm.toy import ToyWorld, hit_at_1, make_toy
@@ -33,7 +34,7 @@ from costream.methods.dbnorm import (
 )
 from costream.parts import Base, System
 from costream.scoring.protocol import ItemBias, RankContext
-from costream.system import load_system, read_method
+from costream.system import load_system
 from tiny_world import tiny_model
 
 Array = NDArray[np.float64]

@@ -20,6 +20,7 @@ from costream.data import make_scenes
 from costream.encoders.dual import DualConfig, DualEncoder
 from costream.encoders.storage import load, save_model
 from costream.errors import ConfigError, NumericalError
+from costream.method import apply_methods, read_method
 from costream.methods._long_clip.runs import two_lengths
 from costream.methods._long_clip.world import crowded_scenes
 from costream.methods.long_clip import (
@@ -34,7 +35,7 @@ from costream.methods.long_clip import (
     stretched_length,
 )
 from costream.records import Batch, Features, Sample
-from costream.system import apply_methods, load_system, read_method
+from costream.system import load_system
 from costream.train.config import TrainConfig
 from costream.train.short import train_short
 from costream.train.worlds import retrieval_hits, tiny_clips

@@ -11,6 +11,7 @@ import torch
 
 from costream.data import DataSet, make_scenes
 from costream.generate.language_model import small_language_model
+from costream.method import apply_methods, read_method
 from costream.methods._maccap.captions import score_scene, word_overlap
 from costream.methods._maccap.claim import Scale, train_adaptor, write_captions
 from costream.methods._maccap.regions import PictureTokens, layer_attention, sub_regions
@@ -23,7 +24,7 @@ from costream.methods.maccap import (
     noisy,
 )
 from costream.parts import Training
-from costream.system import apply_methods, load_system, read_method
+from costream.system import load_system
 from costream.train import train
 from costream.train.config import TrainConfig
 from costream.train.loader import Loader

@@ -21,6 +21,7 @@ from costream.encoders.preprocess import tokenize
 from costream.encoders.storage import load, save_model
 from costream.errors import ConfigError, DataError
 from costream.evaluate import report_to_json
+from costream.method import apply_methods, read_method
 from costream.methods._maple.classes import (
     BaseToNovel,
     FewShots,
@@ -39,7 +40,7 @@ from costream.methods.maple import (
 )
 from costream.parts import Parts, System
 from costream.records import Batch, Features, Sample
-from costream.system import apply_methods, load_system, read_method, run_protocol
+from costream.system import load_system, run_protocol
 from costream.train.config import TrainConfig
 from costream.train.short import cache_pairs, train_short
 from costream.train.worlds import tiny_clips

@@ -16,6 +16,7 @@ from costream.data import DataSet, make_scenes
 from costream.encoders.storage import save_model
 from costream.errors import ConfigError
 from costream.index import Index, Item
+from costream.method import apply_methods, read_method
 from costream.methods._x_pool.claim import (
     clips,
     hits,
@@ -34,7 +35,7 @@ from costream.methods.x_pool import (
 )
 from costream.parts import Base
 from costream.records import Batch, Features, Sample
-from costream.system import apply_methods, load_system, read_method
+from costream.system import load_system
 from costream.train import train
 from tiny_world import tiny_model
 

@@ -19,8 +19,9 @@ from costream.adapters.llama_index import CostreamRetriever as LlamaRetriever
 from costream.cli.search import answer_query
 from costream.encoders.storage import save_model
 from costream.index import Index, open_index, update_index
+from costream.method import apply_methods, read_method
 from costream.search import Answer, Like, Query, Words, load_searcher
-from costream.system import apply_methods, load_system, read_method
+from costream.system import load_system
 from pooled_clips import make_pooled_clips
 from tiny_world import tiny_model, write_scenes
 

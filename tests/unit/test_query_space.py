@@ -14,7 +14,8 @@ from costream.encoders.storage import load, save_model
 from costream.errors import ConfigError
 from costream.index import Item, open_index, update_index
 from costream.index.reembedding import migrate_index
-from costream.system import apply_methods, load_system
+from costream.method import apply_methods
+from costream.system import load_system
 from tiny_world import tiny_config, tiny_model
 
 
@@ -63,7 +64,7 @@ def test_an_index_answers_it_and_takes_nothing_of_it(tmp_path: Path) -> None:
 
 def test_a_change_of_the_model_leaves_the_space(tmp_path: Path) -> None:
     """Of its towers, here by longer texts: its vectors are no questions to the old index then."""
-    from costream.system import read_method
+    from costream.method import read_method
 
     _, new = asking()
     changed = apply_methods(new, [read_method("long_clip keep=4 stretch=2")]).model

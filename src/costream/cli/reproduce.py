@@ -90,7 +90,7 @@ def run(
 
 def _reproduce(name: str, options: ClaimOptions) -> Sequence[ClaimTable]:
     from costream.evaluate.claim_results import write_result
-    from costream.system import find_module
+    from costream.method import find_module
 
     _, module = find_module(name)
     claim = vars(module).get("claim")

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Towers: from pictures, words and clips to vectors of one space."""

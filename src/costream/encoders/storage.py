@@ -148,7 +148,7 @@ def _empty_model(config: DualConfig, tokenizer: Tokenizer) -> DualEncoder:
 
     Saving the best model in the middle of a run must not change the steps that follow.
     """
-    from costream.system import apply_methods, read_method
+    from costream.method import apply_methods, read_method
 
     with torch.random.fork_rng(devices=[]):
         model = DualEncoder(replace(config, methods=()), tokenizer)

@@ -233,7 +233,7 @@ class Consistency:
     languages: tuple[str, ...]
 
     def run(self, system: System, data: DataSet) -> Report:
-        """As of `costream.evaluate.protocol.Evaluation`.
+        """As of `costream.parts.Evaluation`.
 
         Raises:
             DataError: When no sample has captions in all languages.

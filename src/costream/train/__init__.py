@@ -85,9 +85,9 @@ def train(
     """
     from costream.data import DataSet, printable, read_data
     from costream.encoders.storage import save_model
+    from costream.method import Method, apply_methods, find_module
     from costream.objectives.gather import rank, wait_for_all
     from costream.parts import Training
-    from costream.system import Method, apply_methods, find_module
     from costream.train.log import draw_curves, read_metrics
     from costream.train.loop import run, start_processes, stop_processes
     from costream.train.start import StartConfig, start_model

@@ -27,6 +27,7 @@ from PIL import Image
 
 from costream.errors import CostreamError, DataError
 from costream.index import Filter, Index, Item, codes, database, resident, update_index
+from costream.index.schema import PAGE_BYTES
 
 WORKER = Path(__file__).with_name("index_worker.py")
 SPACE = ColourHistogram.space
@@ -467,6 +468,19 @@ def test_a_flipped_bit_gives_the_right_answer_or_an_error(sound: Path, tmp_path:
     places = [*range(0, 100, 3), *(chance.randrange(size) for _ in range(150))]
     num_flips, num_errors = flipped_bits(sound, tmp_path, iter(places))
     assert num_errors > num_flips / 12  # much of the file is free space
+
+
+def test_a_flipped_bit_in_the_tree_of_ids_is_found(sound: Path, tmp_path: Path) -> None:
+    """SQLite believes what its trees say: that an id leads to another item, or to none."""
+    whole = (sound / "index.sqlite").read_bytes()
+    connection = sqlite3.connect(sound / "index.sqlite")
+    query = "SELECT rootpage FROM sqlite_master WHERE name = 'sqlite_autoindex_items_1'"
+    ((page,),) = connection.execute(query).fetchall()
+    connection.close()
+    start, end = (page - 1) * PAGE_BYTES, page * PAGE_BYTES
+    held = [place for place in range(start, end) if whole[place]]
+    _, num_errors = flipped_bits(sound, tmp_path, iter(held[-200:] + held[::20]))
+    assert num_errors > 10
 
 
 @pytest.mark.soak

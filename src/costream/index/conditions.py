@@ -27,7 +27,7 @@ def condition(connection: sqlite3.Connection, where: Filter) -> tuple[str, list[
         values.extend(given)
 
     if where.ids is not None:
-        keys = rows.keys_by_id(connection, map(check.encoded_id, where.ids)).values()
+        keys = rows.select_by_id(connection, map(check.encoded_id, where.ids))
         hold("key IN (SELECT value FROM json_each(?))", json.dumps(sorted(keys)))
     if where.path_prefix:
         first = os.fsencode(where.path_prefix)

@@ -143,17 +143,29 @@ def select(
     """Keys and items of which `column` has one of some values, in no order.
 
     Raises:
-        DamageError: A row is not what was written.
+        DamageError: A row is not what was written, or is not the one that was looked for: SQLite
+            believes its trees, which have no checksums.
     """
     # Words for words as the partial index has it, so that SQLite uses it.
     also = "content_hash <> '' AND " if column == "content_hash" else ""
-    for row in _chunked(connection, f"{_SELECT} WHERE {also}{column} IN", values):
-        yield decoded(row)
+    wanted = dict.fromkeys(values)
+    place = _COLUMNS.split(", ").index(column)
+    for row in _chunked(connection, f"{_SELECT} WHERE {also}{column} IN", wanted):
+        found = decoded(row)
+        if row[place] not in wanted:
+            raise DamageError(
+                f"its list of items by {column} leads to {_named(row[1])} for another"
+            )
+        yield found
 
 
-def keys_by_id(connection: sqlite3.Connection, ids: Iterable[bytes]) -> dict[bytes, int]:
-    """Keys of the items that are there, by id."""
-    return dict(_chunked(connection, "SELECT id, key FROM items WHERE id IN", ids))
+def select_by_id(connection: sqlite3.Connection, ids: Iterable[bytes]) -> dict[int, Item]:
+    """The items that are there, by key.
+
+    Raises:
+        DamageError: As of `select`.
+    """
+    return dict(select(connection, "id", ids))
 
 
 def select_all(connection: sqlite3.Connection, state: State) -> list[tuple[int, Item]]:
@@ -181,7 +193,7 @@ def select_after(
         yield decoded(row)
 
 
-def ids_of(items: Sequence[Item]) -> list[bytes]:
+def ids_of(items: Iterable[Item]) -> list[bytes]:
     """Ids as they are stored."""
     return [check.encoded_id(item.id) for item in items]
 
@@ -189,8 +201,8 @@ def ids_of(items: Sequence[Item]) -> list[bytes]:
 def _chunked(
     connection: sqlite3.Connection, query: str, values: Iterable[Any]
 ) -> Iterator[tuple[Any, ...]]:
-    """Rows of a query that ends in IN, for the distinct values."""
-    wanted = list(dict.fromkeys(values))
+    """Rows of a query that ends in IN, for values of which no two are the same."""
+    wanted = list(values)
     size = min(_CHUNK, _most_values(connection))
     for start in range(0, len(wanted), size):
         part = wanted[start : start + size]

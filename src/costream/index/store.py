@@ -670,14 +670,14 @@ class Index:
         wanted = list(ids)
         with self._session.reading() as connection:
             entry = active(connection)
-            keys = rows.keys_by_id(connection, map(check.encoded_id, wanted))
+            items = rows.select_by_id(connection, map(check.encoded_id, wanted))
             found = {
-                item_id: [] if entry is None else list(vector_rows.select(connection, entry, [key]))
-                for item_id, key in keys.items()
+                item.id: [] if entry is None else list(vector_rows.select(connection, entry, [key]))
+                for key, item in items.items()
             }
-        self._refuse_unknown(wanted, map(check.decoded_id, found))
+        self._refuse_unknown(wanted, found)
         dim = 0 if entry is None else entry.space.dim
-        return [found[check.encoded_id(item_id)] for item_id in wanted], dim
+        return [found[item_id] for item_id in wanted], dim
 
     def _refuse_unknown(self, wanted: Iterable[str], found: Iterable[str]) -> None:
         there = set(found)

@@ -71,13 +71,13 @@ def put(
         batches: Vectors by number of the space. In a space that is not named an item keeps those
             that it has if its content is the same.
     """
-    known = rows.keys_by_id(connection, added.ids) if state.num_items else {}
+    olds = rows.select_by_id(connection, added.ids) if state.num_items else {}
+    known = dict(zip(rows.ids_of(olds.values()), olds, strict=True))
     num_new = len(added.ids) - len(known)
     freed = rows.take_free_keys(connection, num_new)
     fresh = chain(freed, count(state.next_key))
     keys = [known[item_id] if item_id in known else next(fresh) for item_id in added.ids]
     keyed = list(zip(keys, added.items, strict=True))
-    olds = dict(rows.select(connection, "key", known.values()))
     words.remove(connection, olds.items())
     rows.write(connection, keys, added, olds)
     if not added.is_bare:
@@ -114,8 +114,9 @@ def put(
 
 def take_out(connection: sqlite3.Connection, state: State, ids: Iterable[bytes]) -> Change:
     """Remove items; ids that are not there are ignored."""
-    keys = rows.keys_by_id(connection, ids).values()
-    words.remove(connection, rows.select(connection, "key", keys))
+    olds = rows.select_by_id(connection, ids)
+    keys = olds.keys()
+    words.remove(connection, olds.items())
     rows.delete(connection, keys)
     active = None
     for before in schema.read_spaces(connection):
@@ -140,8 +141,7 @@ def restamp(connection: sqlite3.Connection, state: State, items: Sequence[Item])
     """Set size, time and date of items that are known by id and content hash."""
     given = {item.id: item for item in items}
     changed = []
-    keys = rows.keys_by_id(connection, rows.ids_of(items)).values()
-    for key, old in rows.select(connection, "key", keys):
+    for key, old in rows.select_by_id(connection, rows.ids_of(items)).items():
         item = given[old.id]
         if old.content_hash == item.content_hash:
             stamp = replace(old, size=item.size, mtime_ns=item.mtime_ns, date=item.date)
@@ -185,9 +185,9 @@ def fill(
     Returns:
         How many items that were.
     """
-    known = rows.keys_by_id(connection, rows.ids_of(items))
-    stored = dict(rows.select(connection, "key", known.values()))
-    keys = [known.get(item_id, 0) for item_id in rows.ids_of(items)]
+    stored = rows.select_by_id(connection, rows.ids_of(items))
+    known = {item.id: key for key, item in stored.items()}
+    keys = [known.get(item.id, 0) for item in items]
     same = [
         row
         for row, (key, item) in enumerate(zip(keys, items, strict=True))

@@ -1,11 +1,10 @@
 """How time, memory and disk grow with a collection, from 10^4 to 10^7 vectors.
 
-    python benchmarks/growth.py                                # half an hour, 11 GB of disk
-    python benchmarks/growth.py --rows 10000 100000            # a minute
-    python benchmarks/growth.py --json out.json --plot out.png
+    python benchmarks/growth.py --json out.json --plot out.png # half an hour, 11 GB of disk
+    python benchmarks/growth.py --rows 10000 100000            # a minute; writes nothing
 
     python benchmarks/growth.py --set DIR --make 10000000      # DIR keeps the vectors; in pieces,
-    python benchmarks/growth.py --set DIR --rows 10000000      # some minutes each
+    python benchmarks/growth.py --set DIR --rows 10000000 --json out.json  # minutes each
 
 The float16 vectors lie in a derived file as an index has it. `four_bit` reads from it the rows that
 it scores, with their checksums, as in an index; for `exact`, which reads all, it is mapped into
@@ -43,7 +42,6 @@ TOP = 10
 BATCH = 64
 QUERIES = 128
 SIZES = [10**4, 10**5, 3 * 10**5, 10**6, 3 * 10**6, 10**7]
-DOCS = Path(__file__).parents[1] / "docs"
 # Memory that a kernel needs besides the file, for each byte of float16 vectors, at most.
 NEEDS = {"exact": 1.1, "four_bit": 0.4}
 # Above, the exact kernel keeps no copy in memory and every query reads the whole file.
@@ -229,21 +227,21 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def in_order(path: Path, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def in_order(path: Path | None, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """New lines and those of a file, by size."""
     order = [f"{kernel} {rows}" for rows in SIZES for kernel in NEEDS]
     return _results.merged(path, results, order + [r["name"] for r in results])
 
 
 def main() -> int:
-    """Run the benchmark, print one table and draw it."""
+    """Run the benchmark, and print one table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--rows", type=int, nargs="+", default=SIZES)
     parser.add_argument("--dim", type=int, default=512)
-    parser.add_argument("--json", type=Path, default=DOCS / "results" / "growth.json")
-    parser.add_argument("--plot", type=Path, default=DOCS / "images" / "growth.png")
+    parser.add_argument("--json", type=Path, help="where to write the numbers as well")
+    parser.add_argument("--plot", type=Path, help="where to draw them")
     parser.add_argument("--folder", type=Path, help="where the vectors are put; default: /tmp")
     parser.add_argument("--set", type=Path, help="where the vectors are kept for another run")
     parser.add_argument("--make", type=int, help="only write so many vectors, to --set")
@@ -272,14 +270,16 @@ def main() -> int:
                 result = measured(kernel, folder, rows, options.dim)
                 if result is not None:
                     results.append(result)
-                    _results.write(options.json, in_order(options.json, results))
+                    if options.json:
+                        _results.write(options.json, in_order(options.json, results))
         for rows in sorted(set(options.rows) - set(largest)):
             print(f"{rows:,}: left out, there is no room for it", file=sys.stderr)
     results = in_order(options.json, results)
     print_table(results)
     if warning:
         print(f"\nNot to be trusted: {warning}.")
-    plot(results, options.plot)
+    if options.plot:
+        plot(results, options.plot)
     return 0
 
 

@@ -133,7 +133,11 @@ def main() -> int:
             lambda r: vector_search.print_table(r["results"], r["rows"], r["dim"]),
             "vector_search.py --slow --json docs/results/vector_search.json",
         ),
-        "growth": table("growth", lambda r: growth.print_table(r["results"]), "growth.py"),
+        "growth": table(
+            "growth",
+            lambda r: growth.print_table(r["results"]),
+            "growth.py --json docs/results/growth.json --plot docs/images/growth.png",
+        ),
         "store": store_lines(),
         "ingest": table(
             "ingest",

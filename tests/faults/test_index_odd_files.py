@@ -14,7 +14,8 @@ from index_worker import ColourHistogram
 from numpy.typing import NDArray
 from PIL import Image
 
-from costream.index import Index, UpdateReport, update_index
+from costream.errors import DataError
+from costream.index import Index, UpdateReport, files, update_index
 
 LONG_AGO_NS = 10**18
 YEAR_NS = 365 * 86_400 * 10**9
@@ -146,6 +147,16 @@ def test_a_file_that_vanishes_while_it_is_embedded_is_forgotten_by_prune(
     assert report.failures == ()
     update(index, tmp_path / "p", prune=True)
     assert index.ids() == [str(other)]
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_a_file_that_becomes_a_pipe_or_device_is_not_read(
+    tmp_path: Path, make: Callable[[Path], object]
+) -> None:
+    """It would be waited for, or read, for ever."""
+    make(tmp_path / "a.bmp")
+    with pytest.raises(DataError, match=r"a\.bmp: is a pipe, socket or device, .*leave it out"):
+        files.read_content(str(tmp_path / "a.bmp"))
 
 
 def test_a_file_that_becomes_a_folder_is_a_failure_of_that_file(

@@ -134,6 +134,7 @@ def test_nothing_is_listened_at_that_is_taken(
         (["--host", "0.0.0.0"], "API keys"),  # noqa: S104
         (["--host", "0.0.0.0", "--api-key-file", "absent"], "cannot be read"),  # noqa: S104
         (["--host", "no-such-host.invalid", "--api-key-file", "keys"], "cannot listen"),
+        (["--host", "no..name", "--api-key-file", "keys"], "cannot listen"),
     ],
 )
 def test_what_cannot_be_served_is_refused(

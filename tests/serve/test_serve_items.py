@@ -22,7 +22,8 @@ from PIL import Image
 from serving import get, picture_bytes, raw, serving
 
 from costream.encoders.storage import load
-from costream.index import Index, Item
+from costream.index import Index, Item, update_index
+from costream.index.thumbnails import thumbnail_folder
 from costream.serve.problems import Problem
 from costream.serve.thumbnails import Size, ThumbnailStore
 
@@ -99,7 +100,7 @@ def test_a_thumbnail_is_made_once_and_named_by_content(own: httpx.Client, index_
     with ThreadPoolExecutor(8) as pool:
         contents = {answer.content for answer in pool.map(own.get, [item["thumbnail"]] * 20)}
     assert len(contents) == 1
-    files = [path for path in (index_dir / "thumbnails").rglob("*") if path.is_file()]
+    files = [path for path in thumbnail_folder(index_dir).rglob("*") if path.is_file()]
     assert [path.name for path in files] == [f"{digest}-320.jpg"]
     # From now on the file is not needed.
     Path(item["path"]).unlink()
@@ -112,7 +113,7 @@ def test_a_damaged_thumbnail_is_made_again(
 ) -> None:
     item = named(own, "red.png")
     good = own.get(item["thumbnail"]).content
-    (file,) = (path for path in (index_dir / "thumbnails").rglob("*.jpg"))
+    (file,) = (path for path in thumbnail_folder(index_dir).rglob("*.jpg"))
     file.write_bytes(damage)
     assert own.get(item["thumbnail"]).content == good
     assert file.read_bytes() == good
@@ -125,7 +126,7 @@ def test_a_changed_file_is_shown_as_it_is_and_not_kept(own: httpx.Client, index_
     with Image.open(io.BytesIO(answer.content)) as picture:
         assert picture.size == (100, 50)
     assert answer.headers["cache-control"] == "private, no-cache"
-    assert not list((index_dir / "thumbnails").rglob("*.jpg"))
+    assert not list(thumbnail_folder(index_dir).rglob("*.jpg"))
 
 
 def test_thumbnails_of_what_was_removed_are_removed(own: httpx.Client, index_dir: Path) -> None:
@@ -134,18 +135,27 @@ def test_thumbnails_of_what_was_removed_are_removed(own: httpx.Client, index_dir
     with Index.open(index_dir) as index:
         (gone,) = (item for item in index.items() if item.id.endswith("red.png"))
         index.remove([gone.id])
-    store = ThumbnailStore(index_dir / "thumbnails", max_bytes=10**8)
+    store = ThumbnailStore(thumbnail_folder(index_dir), max_bytes=10**8)
     with Index.open(index_dir) as index:
         store.remove_others({item.content_hash for item in index.items()})
-    left = [path.name for path in (index_dir / "thumbnails").rglob("*.jpg")]
+    left = [path.name for path in thumbnail_folder(index_dir).rglob("*.jpg")]
     assert len(left) == 1
     assert not left[0].startswith(gone.content_hash)
+
+
+def test_thumbnails_are_no_pictures_of_the_folder_that_the_index_lies_in(
+    own: httpx.Client, index_dir: Path, tiny_model_dir: Path
+) -> None:
+    assert own.get(named(own, "red.png")["thumbnail"]).status_code == 200
+    with Index.open(index_dir) as index:
+        report = update_index(index, load(tiny_model_dir), index_dir.parent)
+    assert (report.added, report.unchanged) == (0, 3)
 
 
 def test_a_folder_that_cannot_be_written_costs_time_only(
     own: httpx.Client, index_dir: Path
 ) -> None:
-    (index_dir / "thumbnails").write_text("a file where the folder should be")
+    thumbnail_folder(index_dir).write_text("a file where the folder should be")
     assert own.get(named(own, "red.png")["thumbnail"]).status_code == 200
 
 

@@ -17,6 +17,8 @@ from serving import encoded, picture_bytes, serving
 
 from costream.encoders.storage import load
 from costream.index import Index, Item
+from costream.index.reembedding import migrate_index
+from costream.index.thumbnails import thumbnail_folder
 
 
 def search(client: httpx.Client, *terms: dict[str, Any], **others: Any) -> httpx.Response:
@@ -273,6 +275,42 @@ def test_another_model_of_the_index_is_loaded(
             time.sleep(0.1)
         assert names(answer) == ["new"]
         assert client.get("about").json()["model"] == "other"
+
+
+def test_a_model_that_comes_back_is_answered_with(
+    index_dir: Path, tiny_model_dir: Path, other_model_dir: Path
+) -> None:
+    """The service has one model only; the index is moved to another one, and back."""
+    with serving(index_dir, tiny_model_dir) as client, Index.open(index_dir) as index:
+        before = index.space
+        assert before is not None
+        migrate_index(index, load(other_model_dir))
+        until(client, 503, "start it again without --model")
+        index.switch_space(before)
+        assert len(names(until(client, 200))) == 3
+
+
+def test_a_thumbnail_that_cannot_be_removed_keeps_the_service_from_nothing(
+    index_dir: Path, tiny_model_dir: Path, other_model_dir: Path
+) -> None:
+    (thumbnail_folder(index_dir) / "ab" / "a folder in its place").mkdir(parents=True)
+    served = [tiny_model_dir]
+    with serving(index_dir, served) as client, Index.open(index_dir) as index:
+        assert len(names(search(client, {"text": "red"}))) == 3
+        served[0] = other_model_dir
+        migrate_index(index, load(other_model_dir))
+        assert len(names(until(client, 200))) == 3
+        assert client.get("about").json()["model"] == "other"
+
+
+def until(client: httpx.Client, status: int, words: str = "") -> httpx.Response:
+    """The first such answer, which comes when the service has noticed what changed."""
+    for _ in range(150):
+        answer = search(client, {"text": "red"})
+        if answer.status_code == status and words in answer.text:
+            return answer
+        time.sleep(0.1)
+    raise AssertionError(answer.text)
 
 
 def test_an_index_that_is_gone_is_a_problem_and_no_defect(

@@ -7,6 +7,7 @@ left out goes without a word and exit code 1.
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -198,7 +199,7 @@ import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
 class Interrupting:
     def find_spec(self, name, *rest):
-        if name == "costream.cli":
+        if name == os.environ["INTERRUPTED_AT"]:
             os.kill(os.getpid(), signal.SIGINT)
 sys.meta_path.insert(0, Interrupting())
 from costream.__main__ import main
@@ -206,8 +207,21 @@ main()
 """
 
 
-def test_an_interrupt_before_anything_was_begun_leaves_no_traceback(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "module",
+    [
+        "costream.cli",  # before anything was begun
+        "torch._C",  # in whose C++ an error of Python would be the end, with words of its own
+    ],
+)
+def test_an_interrupt_while_programs_are_loaded_leaves_no_words_of_theirs(
+    module: str, tmp_path: Path, three_pictures: list[Path], tiny_model_dir: Path
+) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED], cwd=tmp_path, capture_output=True, check=False
+        [sys.executable, "-c", INTERRUPTED, "index", "pictures", "--model", tiny_model_dir],
+        cwd=tmp_path,
+        env=os.environ | {"INTERRUPTED_AT": module},
+        capture_output=True,
+        check=False,
     )
     assert (done.returncode, done.stderr) == (-signal.SIGINT, b"")

@@ -55,6 +55,34 @@ def test_what_cannot_be_checked_is_refused(indexed: Path, costream: Program) -> 
     assert "is damaged: the file is empty" in done.stderr
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("index", "backup", "new", "--index", "absent"),
+        ("index", "restore", "absent", "--index", "new"),
+        ("index", "copy", "absent", "new"),
+    ],
+)
+def test_of_nothing_no_copy_is_begun(
+    words: tuple[str, ...], tmp_path: Path, costream: Program
+) -> None:
+    assert "no index in" in costream.here(*words, cwd=tmp_path, code=2).stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_note_of_the_model_that_cannot_be_kept_is_told_with_a_remedy(
+    indexed: Path, tiny_model_dir: Path, costream: Program
+) -> None:
+    note = indexed / ".costream" / "model.json"
+    note.unlink()
+    note.mkdir()
+    for words in (("index", "pictures", "--model", tiny_model_dir), ("search", "red")):
+        told = costream.here(*words, cwd=indexed, code=2).stderr
+        assert "model.json" in told.splitlines()[0]
+        assert "check" in told.splitlines()[1]
+    assert not list(indexed.glob(".costream/*.tmp"))
+
+
 def test_a_backup_is_an_index_and_takes_the_place_of_another(
     indexed: Path, costream: Program
 ) -> None:

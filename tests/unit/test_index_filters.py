@@ -64,6 +64,7 @@ def test_matches(where: Filter) -> None:
         Filter(fields={"camera.flash": "0"}),
         Filter(fields={"roll": 7}),
         Filter(fields={"roll": "7"}),
+        Filter(fields={"camera.iso": "4" * 5000}),
         Filter(fields={"none": "null"}),
         Filter(ids=frozenset()),
         Filter(tags=("beach",), modality=("video",)),

@@ -6,35 +6,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
-from costream.index import Index, Item, codes, resident
+from coded_index import (
+    DIM,
+    NUM_ITEMS,
+    QUERIES,
+    SPACE,
+    code_and_keep_small_ones,
+    named,
+    unit,
+)
+from costream.index import Index, codes, resident
 from costream.index.held import Held, LostRowsError, RowFile, RowsInFiles
-from costream.records import Space
-
-four_bit = pytest.importorskip("costream.scoring.kernels.four_bit")
-
-DIM = 16
-NUM_ITEMS = 1500
-SPACE = Space(encoder="toy", weights_hash="w", preprocessing_hash="p", dim=DIM)
-
-
-def unit(rows: int, seed: int) -> NDArray[np.float32]:
-    values = np.random.default_rng(seed).standard_normal((rows, DIM), dtype=np.float32)
-    return values / np.linalg.norm(values, axis=1, keepdims=True)
-
-
-QUERIES = unit(8, 99)
-
-
-def named(*numbers: int) -> list[Item]:
-    return [Item(id=f"{number:05d}") for number in numbers]
 
 
 @pytest.fixture(autouse=True)
 def _small_ones_are_coded_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(four_bit, "FEW", 20)
-    monkeypatch.setattr(resident, "WORTH_A_FILE_BYTES", 1)
+    code_and_keep_small_ones(monkeypatch)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ the message says why). 130 is Ctrl-C, 70 a defect of costream, shown with its tr
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -48,6 +49,17 @@ _INDEX_EPILOG = (
     f"Also: costream index {'|'.join(INDEX_VERBS)}, each with a --help of its own. A folder of "
     "such a name is given as ./NAME."
 )
+# What to do about errors of the system that nobody was prepared for.
+_REMEDIES = {
+    errno.ENOSPC: "free some space on that disk",
+    errno.EDQUOT: "free some space, or have the quota raised",
+    errno.EFBIG: "have the limit on the size of files raised: ulimit -f",
+    errno.EMFILE: "have the limit on open files raised: ulimit -n",
+    errno.EACCES: "check the permissions, or name another place",
+    errno.EPERM: "check the permissions, or name another place",
+    errno.EROFS: "that disk takes no changes: name another place",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
 _SETTINGS = {"help_option_names": ["-h", "--help"]}
 
 
@@ -159,7 +171,7 @@ def run(arguments: Sequence[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         code = _STOPPED
     except OSError as error:
-        return refuse("OSError", _system_error(error), "", as_json=as_json)
+        return refuse("OSError", _system_error(error), _remedy(error), as_json=as_json)
     if code == _STOPPED:  # typer makes this of Ctrl-C
         hint = "what was stored stays; run it again to go on (train: with --resume)"
         return refuse("Stopped", "stopped by the keyboard", hint, as_json=as_json, code=_STOPPED)
@@ -196,6 +208,10 @@ def _usage(error: Exception, arguments: Sequence[str]) -> tuple[str, str]:
 def _system_error(error: OSError) -> str:
     name = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
     return f"{name}{error.strerror or error}"
+
+
+def _remedy(error: OSError) -> str:
+    return _REMEDIES.get(error.errno or 0, "check that path, and the disk or network it is on")
 
 
 def main() -> None:

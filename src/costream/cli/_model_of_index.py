@@ -31,9 +31,14 @@ def remember_model(
         place: Where the index is.
         model: Name or folder, as given.
         previous: The one before, when the index was moved to another; what is noted stays.
+
+    Raises:
+        DataError: It cannot be written.
     """
     if is_address(place):
         return
+    from costream.index.database import explained
+
     index_dir = Path(place)
     name = str(Path(model).resolve()) if Path(model).is_dir() else model
     note = {"model": name}
@@ -41,12 +46,26 @@ def remember_model(
         note["previous"] = str(before)
     content = json.dumps(note) + "\n"
     target = index_dir / _FILE
+    if _read(target) == content:
+        return
     temporary = index_dir / f"{_FILE}.{os.getpid()}.tmp"
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(target)
+    with explained(target, "write"):
+        try:
+            with temporary.open("w", encoding="utf-8") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> str:
+    """What is in a file; nothing if it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ""
 
 
 def recall_previous(place: str | os.PathLike[str]) -> str | None:
@@ -72,7 +91,7 @@ def recall_model(place: str | os.PathLike[str], space: Space | None) -> str | No
         Name or folder; without a note the name in the space; None when neither is there.
 
     Raises:
-        DataError: When the note is damaged.
+        DataError: When the note is damaged or may not be read.
     """
     if is_address(place):
         return None if space is None else space.encoder
@@ -81,6 +100,11 @@ def recall_model(place: str | os.PathLike[str], space: Space | None) -> str | No
         name = json.loads(path.read_text(encoding="utf-8"))["model"]
     except FileNotFoundError:
         return None if space is None else space.encoder
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be read ({error.strerror or error}), expected the name of a model",
+            hint="check its permissions, or give --model",
+        ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{path} is damaged ({error}), expected the name of a model as JSON",

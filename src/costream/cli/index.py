@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from costream.cli._model_of_index import is_address, recall_model, remember_model
+from costream.cli.interrupts import load_torch
 from costream.cli.options import DEFAULT_INDEX, DEFAULT_MODEL, AsJson, IndexPlace
 from costream.cli.output import (
     failure_list,
@@ -214,6 +215,7 @@ def _model_of(place: str | Path) -> str | None:
 
 
 def _load(name: str) -> System:
+    load_torch()
     from costream.encoders.device import keep_freed_memory
     from costream.system import load_system
 

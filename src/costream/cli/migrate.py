@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from costream.cli._model_of_index import recall_model, recall_previous, remember_model
+from costream.cli.interrupts import load_torch
 from costream.cli.options import DEFAULT_INDEX, AsJson, IndexPlace
 from costream.cli.output import (
     failure_list,
@@ -132,6 +133,7 @@ def _drop(opened: SearchIndex, place: str, *, as_json: bool) -> int:
 
 
 def _load(name: str) -> Any:
+    load_torch()
     from costream.encoders.storage import load
 
     return load(name)

@@ -41,8 +41,6 @@ def backup_index(directory: Path, target: Path) -> int:
             f"there is an index in {target} already, expected a folder without one",
             hint="name a new folder for each backup, such as one with the date in its name",
         )
-    with database.explained(target / FILE_NAME, "write"):
-        target.mkdir(parents=True, exist_ok=True)
     with copied(directory, target) as draft:
         num_items = check_copy(draft, directory)
         with database.explained(target / FILE_NAME, "write"):
@@ -74,8 +72,6 @@ def restore_index(source: Path, directory: Path, *, replace: bool = False) -> in
         )
     if directory.absolute() == source.absolute():
         raise DataError(f"got {source} as backup and as index, expected two folders")
-    with database.explained(directory / FILE_NAME, "write"):
-        directory.mkdir(parents=True, exist_ok=True)
     with copied(source, directory) as draft:
         num_items = check_copy(draft, source)
         put_in_place(draft / FILE_NAME, directory)
@@ -88,7 +84,7 @@ def copied(source: Path, target: Path) -> Iterator[Path]:
 
     Args:
         source: Folder of the index.
-        target: An existing folder; what killed processes left there is cleared away.
+        target: A folder, made if need be; what killed processes left there is cleared away.
     """
     connection, _ = database.open_database(source, create=False)
     with contextlib.closing(connection), drafted(target) as draft:
@@ -107,7 +103,7 @@ def drafted(target: Path) -> Iterator[Path]:
     draft = target / f"{_DRAFT}{os.getpid()}-{os.urandom(4).hex()}"
     with database.explained(target, "write"):
         clear_drafts(target)
-        draft.mkdir()
+        draft.mkdir(parents=True)
     try:
         yield draft
     finally:

@@ -11,15 +11,20 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from costream.errors import ConfigError, DataError, NumericalError, SpaceMismatch
+from costream.index.models import AskingEncoder
 from costream.index.records import MODALITIES, Item
 from costream.records import Space
 from costream.scoring.halves import narrow
+
+if TYPE_CHECKING:
+    from costream.index.forms import ItemForm
+    from costream.index.models import ImageEncoder
 
 # How far from 1 the length of a vector may be in a space of unit vectors: wider than float16 or
 # bfloat16 rounding, narrower than any mistake.
@@ -364,7 +369,7 @@ def check_same(stored: Space | None, got: Space, where: str) -> None:
         )
 
 
-def refuse_query_only(model: object) -> None:
+def refuse_query_only(model: ImageEncoder | ItemForm) -> None:
     """Refuse to embed items with a model that is there to ask what another one has embedded.
 
     Args:
@@ -373,13 +378,12 @@ def refuse_query_only(model: object) -> None:
     Raises:
         ConfigError: It is one; says which model to use.
     """
-    if getattr(model, "is_query_only", False):
-        old: Space = getattr(model, "space")  # noqa: B009 # what has the one has the other
-        name = getattr(model, "name", "the model")
+    if isinstance(model, AskingEncoder) and model.is_query_only:
         raise ConfigError(
-            f"{name} only asks indexes of {in_words(old)}: what it makes of a picture is a "
-            "question there, no item",
-            hint=f"embed items with {old.encoder!r}, and give this one to costream search --model",
+            f"{model.name} only asks indexes of {in_words(model.space)}: what it makes of a "
+            "picture is a question there, no item",
+            hint=f"embed items with {model.space.encoder!r}, and give this one to costream search "
+            "--model",
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import stat
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -76,6 +77,12 @@ def stamp(path: str) -> Stamp:
         status = os.stat(path)  # noqa: PTH116  undecodable names are plain strings here
     except OSError as error:
         raise _unreadable(path, error) from error
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+        # A pipe would block for ever on open, a device might never end.
+        raise DataError(
+            f"{printable(path)}: is a pipe, socket or device, expected a file",
+            hint="remove it, or leave it out",
+        )
     return Stamp(size=status.st_size, mtime_ns=status.st_mtime_ns)
 
 

@@ -20,6 +20,7 @@ from costream.suggest import did_you_mean
 FieldValue: TypeAlias = str | int | float | bool
 
 _LARGEST_INT = 2**63 - 1
+_MOST_DIGITS = 20
 # What JSON takes for a number.
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 # What JSON writes with a backslash.
@@ -159,7 +160,9 @@ def number_in(text: str) -> float | int | None:
     written = _NUMBER.fullmatch(text)
     if written is None:
         return None
-    if written[2] is None and written[3] is None and abs(int(text)) <= _LARGEST_INT:
+    is_whole = written[2] is None and written[3] is None
+    # Python refuses to read thousands of digits, which are more than any number here has.
+    if is_whole and len(text) <= _MOST_DIGITS and abs(int(text)) <= _LARGEST_INT:
         return int(text)
     value = float(text)
     return value if abs(value) <= _LARGEST_INT else None

@@ -37,6 +37,19 @@ class PreparingEncoder(Protocol):
 
 
 @runtime_checkable
+class AskingEncoder(Protocol):
+    """An encoder that may be there only to ask what another model has embedded."""
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+
+    @property
+    def is_query_only(self) -> bool:
+        """Whether its vectors are questions to items of its space, and none themselves."""
+
+
+@runtime_checkable
 class SoundEncoder(Protocol):
     """An encoder that has a tower for sounds, too."""
 

@@ -65,7 +65,10 @@ def repair_index(directory: Path) -> RepairReport:
         DataError: There is no index, nothing of it is whole, or a file cannot be written.
     """
     if not directory.is_dir() or not any(directory.glob(f"{FILE_NAME}*")):
-        raise DataError(f"no index in {directory}, expected {FILE_NAME} there")
+        raise DataError(
+            f"no index in {directory}, expected {FILE_NAME} there",
+            hint="--index names the folder of an index",
+        )
     copy = directory / _UNFINISHED
     with database.explained(directory / FILE_NAME, "repair"):
         was_stopped = copy.exists()

@@ -11,7 +11,8 @@ import os
 from collections.abc import Iterator, Set
 from pathlib import Path
 
-_FOLDER = "thumbnails"
+# Hidden: an index may lie below the folders that it is made of, and these are no pictures of it.
+_FOLDER = ".thumbnails"
 
 
 def cache_of_database(location: str) -> Path:

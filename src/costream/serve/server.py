@@ -103,9 +103,10 @@ def _listen(host: str, port: int) -> socket.socket:
         except OSError:
             listener.close()
             raise
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter of what can be no name of a machine
+        reason = error.strerror if isinstance(error, OSError) else ""
         raise ConfigError(
-            f"cannot listen at {host}, port {port}: {error.strerror or error}",
+            f"cannot listen at {host}, port {port}: {reason or error}",
             hint="choose another --port; 0 takes a free one",
         ) from error
     return listener

@@ -128,7 +128,11 @@ class Service:
             Problem: 503 when there is none for this index.
         """
         if self._model is None or self._model_error:
-            raise Problem(503, self._model_error or "the service is starting")
+            raise Problem(
+                503,
+                self._model_error or "the service is starting",
+                hint="start it again without --model" if self._model_error else "try again",
+            )
         return self._model
 
     @property
@@ -255,10 +259,12 @@ class Service:
                     await self._follow()
                     seen = token
                 if token != swept and time.monotonic() - swept_at >= _SWEEP_S:
-                    await self.with_files(self.collection.sweep)
                     swept, swept_at = token, time.monotonic()
+                    await self.with_files(self.collection.sweep)
             except CostreamError as error:
                 _log.warning("the index cannot be followed: %s", error)
+            except OSError as error:  # thumbnails that another user has made, say
+                _log.warning("thumbnails of what was removed stay: %s", error)
             self._count_waiting()
             await asyncio.sleep(_WATCH_S)
 
@@ -281,7 +287,9 @@ class Service:
         model = self._model
         if model is None or space is None:
             return
-        if space != await self.with_files(lambda: model.searcher(index).encoder.space):
+        if space == await self.with_files(lambda: model.searcher(index).encoder.space):
+            self._model_error = ""
+        else:
             await self._replace_model(index)
 
     async def _replace_model(self, index: SearchIndex) -> None:

@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import quote
 
 import numpy as np
 import psycopg
@@ -57,7 +58,9 @@ class PostgresIndex:
         Raises:
             DataError: The server does not answer, lacks pgvector 0.8.6, or holds no index or one of
                 a newer version.
+            ConfigError: The address cannot be read.
         """
+        name = public_url(url)
         with schema.explained("open"):
             connection = connect(url)
             try:
@@ -66,8 +69,8 @@ class PostgresIndex:
                         schema.create(connection)
                 elif not schema.exists(connection):
                     raise DataError(
-                        f"no index in {public_url(url)}",
-                        hint=f"make one: costream index PICTURES --index {public_url(url)}",
+                        f"no index in {name}",
+                        hint=f"make one: costream index PICTURES --index {name}",
                     )
                 sharded = schema.check_format(connection)
                 register_vector(connection)
@@ -580,11 +583,38 @@ class PostgresIndex:
 
 
 def public_url(url: str) -> str:
-    """An address without its password, for messages."""
-    known = psycopg.conninfo.conninfo_to_dict(url)
-    known.pop("password", None)
-    user = f"{known['user']}@" if "user" in known else ""
-    return f"postgresql://{user}{known.get('host', '')}/{known.get('dbname', '')}"
+    """An address without its password, for messages and for another program to connect to.
+
+    Raises:
+        ConfigError: It is no address of a PostgreSQL database.
+
+    Example:
+        >>> public_url("postgresql://me:secret@db.example:5433/pictures")
+        'postgresql://me@db.example:5433/pictures'
+    """
+    try:
+        known = psycopg.conninfo.conninfo_to_dict(url)
+    except psycopg.ProgrammingError as error:
+        # What follows in the message may be the password.
+        reason = str(error).strip().partition(': "')[0]
+        raise ConfigError(
+            f"got an address that cannot be read ({reason}), expected "
+            "postgresql://USER@HOST:PORT/DATABASE",
+            hint="letters that mean something in an address are written as in %40 for @",
+        ) from error
+    hosts, ports = (str(known.get(key, "")).split(",") for key in ("host", "port"))
+    if len(ports) < len(hosts):
+        ports = ports[:1] * len(hosts)  # one port for all
+    places = [
+        _host(host) + (f":{port}" if port else "") for host, port in zip(hosts, ports, strict=False)
+    ]
+    user = f"{quote(str(known['user']), safe='')}@" if "user" in known else ""
+    return f"postgresql://{user}{','.join(places)}/{quote(str(known.get('dbname', '')), safe='')}"
+
+
+def _host(host: str) -> str:
+    """A host as addresses have it; the folder of a socket is one, too."""
+    return f"[{host}]" if ":" in host else quote(host, safe="")
 
 
 def _nothing(count: int) -> Ranking:

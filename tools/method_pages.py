@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 import ast
+import inspect
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +22,7 @@ sys.path.insert(0, str(ROOT / "src"))
 from costream.card import METHODS_FOLDER, Card, find_methods  # noqa: E402
 from costream.config import describe_settings  # noqa: E402
 from costream.evaluate.claim_results import (  # noqa: E402
+    HOW_TO_READ,
     ClaimResult,
     report_page,
     shipped_results,
@@ -37,6 +40,12 @@ _IMPACT = {
     "sparse": "sparse vectors are stored",
     "pairwise": "the index is a first stage; pairs are scored after it",
 }
+_SLOTS = (
+    "What a method fills: `surgery` changes the model, `objective` is what training minimises, "
+    "`data` what happens to the samples before it, `scorer` how a question is compared with an "
+    "item, `index` how an item is kept, `rank` what is done to scores afterwards, `generator` what "
+    "writes captions, `evaluation` what `costream evaluate --protocol` measures."
+)
 
 
 def main(words: list[str] | None = None) -> int:
@@ -75,6 +84,10 @@ def overview(cards: Mapping[str, Card], results: Mapping[str, ClaimResult]) -> s
         "Written by `tools/method_pages.py`. What a claim shows is counted over its comparisons; "
         "[report.html](report.html) has every effect with its interval.",
         "",
+        HOW_TO_READ,
+        "",
+        _SLOTS,
+        "",
         "| method | year | what it is | fills | an index that exists | claim |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
@@ -97,23 +110,40 @@ def page(card: Card, result: ClaimResult | None) -> str:
     _, module = find_module(card.name)
     source = METHODS_FOLDER / f"{card.name.replace('-', '_')}.py"
     text = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or ""
+    meanings = _meanings(module.Config)
     settings = [
-        f"| `{each.key}` | {each.type.replace('|', ' or ')} | {_default(each.default)} |"
+        f"| `{each.key}` | {each.type.replace('|', ' or ')} | {_default(each.default)} | "
+        f"{meanings.get(each.key, '').replace('|', ' or ')} |"
         for each in describe_settings(module.Config)
     ]
+    year = "" if str(card.year) in card.paper else f" ({card.year})"
     parts = [
         f"# {card.title}",
-        f"{card.paper} ({card.year}). {card.summary}",
+        f"{card.paper}{year}. {card.summary}",
         f"Fills: {', '.join(card.slots)}. In an index: {_IMPACT[card.index_impact]}.",
         text,
         "## Settings",
-        "| option | value | default |\n| --- | --- | --- |\n" + "\n".join(settings)
+        "| option | value | default | what it is |\n| --- | --- | --- | --- |\n"
+        + "\n".join(settings)
         if settings
         else "It has none.",
         "## What its claim shows here",
         *_claims(card, result),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _meanings(config: type) -> dict[str, str]:
+    """What the docstring of a configuration says of each of its options."""
+    found: dict[str, str] = {}
+    name = ""
+    for line in (inspect.getdoc(config) or "").partition("Attributes:\n")[2].splitlines():
+        begun = re.match(r"    (\w+): (.*)", line)
+        if begun:
+            name, found[begun[1]] = begun[1], begun[2]
+        elif name and line.strip():
+            found[name] += f" {line.strip()}"
+    return found
 
 
 def _default(text: str | None) -> str:
@@ -124,10 +154,14 @@ def _claims(card: Card, result: ClaimResult | None) -> list[str]:
     command = f"`costream reproduce {card.name}`"
     if result is None:
         return [f"{command} runs its experiment; no result is stored yet."]
-    where = ", ".join(f"{key} {value}" for key, value in result.machine.items())
-    took = f"{command} took {result.seconds / 60:.1f} minutes on {where}."
+    took = f"{command} took {result.took()}."
     scale = [] if result.shows_all() else [f"Scale: {card.scale}"]
-    return [took, *scale, *(render_claim(table, "markdown") for table in result.tables)]
+    return [
+        took,
+        HOW_TO_READ,
+        *scale,
+        *(render_claim(table, "markdown") for table in result.tables),
+    ]
 
 
 if __name__ == "__main__":

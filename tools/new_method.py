@@ -45,7 +45,7 @@ from torch import Tensor, nn
 
 from costream.config import Range
 from costream.encoders.dual import DualEncoder
-from costream.objectives import Losses
+from costream.objectives import Losses, Objective
 from costream.objectives.contrast import contrast_rows
 from costream.parts import Base, Parts
 from costream.records import Batch, Features
@@ -90,16 +90,11 @@ def contrast(image_ND: Tensor, text_ND: Tensor, related_NN: Tensor, weight_N: Te
     return (both * weight_N).sum() / weight_N.sum().clamp_min(1e-12) / 2
 
 
-class Objective:
+class PairContrast(Objective):
     """The loss of a batch."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
-
-    def init_state(self, model: DualEncoder) -> nn.Module:
-        """Nothing is carried from step to step."""
-        del model
-        return nn.Module()
 
     def loss(
         self,
@@ -122,9 +117,6 @@ class Objective:
         )
         return Losses(total=value, parts={{"contrast": value.detach()}})
 
-    def after_step(self, model: DualEncoder, state: nn.Module) -> None:
-        """Nothing."""
-
 
 def parts(config: Config, base: Base) -> Parts:
     """What it puts into a system.
@@ -138,7 +130,7 @@ def parts(config: Config, base: Base) -> Parts:
     """
     if base.training is None:
         return Parts()
-    return Parts(objective=((1.0, Objective(config)),), reads=("image", "text"))
+    return Parts(objective=((1.0, PairContrast(config)),), reads=("image", "text"))
 
 
 def claim(options: ClaimOptions) -> list[ClaimTable]:
@@ -163,7 +155,7 @@ def claim(options: ClaimOptions) -> list[ClaimTable]:
         model = world.make(seed)
         untrained.append(retrieval_hits(model, world.dev)["hit@1"])
         loop = TrainConfig(steps=steps, batch_size=12, warmup_steps=1, seed=seed)
-        train_short(model, Objective(Config()), world.train, loop)
+        train_short(model, PairContrast(Config()), world.train, loop)
         trained.append(retrieval_hits(model, world.dev)["hit@1"])
         options.say(f"seed {{seed}}: {{untrained[-1]:.1f}} to {{trained[-1]:.1f}} % hit@1")
     row = compare_seeds("training over none", trained, untrained, threshold=1.0, unit="%")

@@ -127,6 +127,34 @@ def find_method(name: str, folder: Path = METHODS_FOLDER) -> Card:
     return cards[name]
 
 
+def find_together(names: str, folder: Path = METHODS_FOLDER) -> tuple[Card, ...]:
+    """The cards of methods that are used together.
+
+    Args:
+        names: One name, or several with commas between, in the order in which they are applied.
+        folder: Folder of method files.
+
+    Returns:
+        Their cards, in this order.
+
+    Raises:
+        ConfigError: When there is no such method, or one is named twice.
+
+    Example:
+        >>> [card.name for card in find_together("cots, filip")]
+        ['cots', 'filip']
+    """
+    cards = tuple(find_method(name.strip(), folder) for name in names.split(","))
+    named = [card.name for card in cards]
+    twice = sorted({name for name in named if named.count(name) > 1})
+    if twice:
+        raise ConfigError(
+            f"got the method {twice[0]!r} {named.count(twice[0])} times, expected each once",
+            hint="to weigh a loss otherwise, use its settings",
+        )
+    return cards
+
+
 def read_card(path: Path) -> Card:
     """The card of a method file, read without running the file.
 

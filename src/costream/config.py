@@ -48,6 +48,7 @@ __all__ = [
     "describe_settings",
     "from_dict",
     "parse_settings",
+    "parse_words",
     "settings_as_text",
     "to_dict",
 ]
@@ -98,6 +99,35 @@ def parse_settings(config_class: type[C], settings: Mapping[str, str], base: C |
     made = _Builder(config_class, read_text, problems).build(config_class, nested, base, "")
     _raise_all(config_class, problems)
     return typing.cast(C, made)
+
+
+def parse_words(words: Sequence[str]) -> dict[str, str]:
+    """Settings from `key=value` words.
+
+    Args:
+        words: As given.
+
+    Returns:
+        Key to value, both text; what they mean is for the configuration to say.
+
+    Raises:
+        ConfigError: When a word has no `=`, or two words set the same key differently.
+
+    Example:
+        >>> parse_words(["steps=10", "text_rate=0.1"])
+        {'steps': '10', 'text_rate': '0.1'}
+    """
+    settings: dict[str, str] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"got {word!r}, expected key=value", hint="--set steps=1000")
+        if settings.setdefault(key, value) != value:
+            raise ConfigError(
+                f"got {key}={settings[key]} and {key}={value}, expected one of them",
+                hint="remove one",
+            )
+    return settings
 
 
 def from_dict(config_class: type[C], values: Mapping[str, Any]) -> C:

@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from costream.card import Card, find_method
-from costream.config import parse_settings, settings_as_text
+from costream.config import parse_settings, parse_words, settings_as_text
 from costream.errors import ConfigError
 from costream.parts import Base, Parts, System, Training, compose
 
@@ -67,7 +67,8 @@ def read_method(words: str) -> Method:
         The method with its settings.
 
     Raises:
-        ConfigError: When there is no such method, it has no such setting, or a quote is not closed.
+        ConfigError: When there is no such method, it has no such setting, a setting is given twice
+            or without a value, or a quote is not closed.
 
     Example:
         >>> read_method("cots mvm=0").words
@@ -81,8 +82,8 @@ def read_method(words: str) -> Method:
             hint="put a value with spaces in quotes, and close them",
         ) from error
     card, module = find_module(name)
-    pairs = dict(word.partition("=")[::2] for word in settings)
-    return Method(card=card, module=module, config=parse_settings(module.Config, pairs))
+    config = parse_settings(module.Config, parse_words(settings))
+    return Method(card=card, module=module, config=config)
 
 
 def apply_methods(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from costream.card import find_methods
 from costream.encoders.storage import load
 from costream.errors import ConfigError
-from costream.method import apply_methods, read_method
+from costream.method import Method, read_method
 from costream.parts import Base, System, compose
 
 if TYPE_CHECKING:
@@ -21,36 +21,50 @@ if TYPE_CHECKING:
 def load_system(
     name_or_dir: str | Path, more: Sequence[str] = (), *, device: str | None = None
 ) -> System:
-    """A saved model with its methods, and perhaps more of them that need no training.
+    """A saved model with its methods, and perhaps rank steps beside them.
 
     Args:
         name_or_dir: As of `costream.load`.
-        more: Words of further methods.
+        more: Words of methods that bring rank steps. They leave the model as it is, and with it the
+            space of its vectors.
         device: As of `costream.load`.
 
     Returns:
         The model and the parts of all.
 
     Raises:
-        ConfigError: When there is no such method, or methods do not go together.
+        ConfigError: When there is no such method, it brings no rank step, or methods do not go
+            together.
         WeightsError: When there is no such model, or it is damaged.
     """
+    beside = [_rank_method(words) for words in more]
     model = load(name_or_dir, device=device)
-    own = [read_method(words) for words in model.config.methods]
     # Their surgery is done; asked again, they only say what else they bring.
-    parts = [method.module.parts(method.config, Base(model=model)) for method in own]
-    added, before = [read_method(words) for words in more], model.config.methods
-    system = apply_methods(model, added)
-    beside: tuple[str, ...] = ()
-    if not system.parts.surgery:
-        # What changes no vector must not change the space of the vectors either.
-        beside = tuple(method.words for method in added)
-        model.config = replace(model.config, methods=before)
-    names = [method.card.name for method in own]
-    whole = compose([*parts, system.parts], [*names, "+".join(m.card.name for m in added)])
+    methods = [*(read_method(words) for words in model.config.methods), *beside]
+    parts = [method.module.parts(method.config, Base(model=model)) for method in methods]
+    whole = compose(parts, [method.card.name for method in methods])
     return System(
-        model=system.model, parts=replace(whole, surgery=system.parts.surgery), beside=beside
+        model=model,
+        parts=replace(whole, surgery=()),
+        beside=tuple(method.words for method in beside),
     )
+
+
+def _rank_method(words: str) -> Method:
+    """A method that can be put beside any model.
+
+    Raises:
+        ConfigError: When there is no such method, or it brings no rank step.
+    """
+    method = read_method(words)
+    if "rank" not in method.card.slots or "surgery" in method.card.slots:
+        having = [card.name for card in find_methods().values() if "rank" in card.slots]
+        raise ConfigError(
+            f"method {method.card.name} brings no rank step, expected one that does",
+            hint=f"those that do are {', '.join(having) or 'none'}; a model brings along what it "
+            "was trained with",
+        )
+    return method
 
 
 def run_protocol(words: str, system: System, data: DataSet) -> Report:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from costream.data import DataSet, make_scenes
+from costream.errors import ConfigError
 from costream.generate.language_model import small_language_model
 from costream.method import apply_methods, read_method
 from costream.methods._maccap.captions import score_scene, word_overlap
@@ -21,6 +22,7 @@ from costream.methods.maccap import (
     CaptionObjective,
     Config,
     drawn_noise,
+    make_captioner,
     noisy,
 )
 from costream.parts import Training
@@ -347,3 +349,11 @@ def test_scores_of_captions() -> None:
     assert word_overlap("A dog runs.", ["the cat", "a dog runs"]) == 1.0
     assert word_overlap("a dog runs", ["a dog sleeps"]) == 0.5
     assert word_overlap("on the", ["a dog"]) == 0.0
+
+
+def test_vectors_that_are_too_long_are_refused_before_they_fill_the_memory() -> None:
+    """A space of all words of a vocabulary has some 28,000 dimensions."""
+    model = tiny_model()
+    model.config = replace(model.config, dim=28_000)
+    with pytest.raises(ConfigError, match="have 28,000 dimensions, expected at most 4,096"):
+        make_captioner(model, Config(language_model="tiny"))

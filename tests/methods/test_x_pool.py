@@ -160,6 +160,12 @@ def test_it_starts_as_attention_without_parameters() -> None:
     assert torch.allclose(pooling(text, frames), functional.layer_norm(2 * attended, (8,)))
 
 
+def test_vectors_that_are_too_long_are_refused_before_they_fill_the_memory() -> None:
+    """A space of all words of a vocabulary has some 28,000 dimensions."""
+    with pytest.raises(ConfigError, match="have 28,000 dimensions, expected at most 4,096"):
+        FramePooling(28_000)
+
+
 def test_heads_that_do_not_divide_are_refused() -> None:
     with pytest.raises(ConfigError, match="heads is 3, expected a divisor of 8"):
         parts(Config(heads=3), Base(model=tiny_model()))

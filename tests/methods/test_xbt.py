@@ -19,6 +19,7 @@ from costream.encoders.dual import DualEncoder
 from costream.encoders.storage import load, save_model
 from costream.errors import ConfigError, DataError, SpaceMismatch
 from costream.index import open_index, update_index
+from costream.method import apply_methods, read_method
 from costream.methods._xbt.adapter import adapters_off, put_adapter, without_adapter
 from costream.methods._xbt.maps import (
     FitConfig,
@@ -327,5 +328,5 @@ def test_it_needs_an_old_model_and_training(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="old=NAME_OR_DIR"):
         train("xbt", tmp_path / "data", tmp_path / "run", {"start": str(new)})
     with pytest.raises(ConfigError, match="xbt is trained before it is used"):
-        load_system(new, ["xbt"])
+        apply_methods(tiny_model(), [read_method("xbt")])
     assert Config().fit.noise == Config().noise

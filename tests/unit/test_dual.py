@@ -16,9 +16,10 @@ from PIL import Image
 from tokenizers.processors import TemplateProcessing
 
 from costream.data import make_scenes
-from costream.encoders.dual import DualConfig, DualEncoder
+from costream.encoders.dual import DualConfig, DualEncoder, settings_hash
 from costream.encoders.fingerprint import settings_that_count
 from costream.encoders.preprocess import ImagePreprocess, TextPreprocess, tokenize
+from costream.encoders.storage import load, save_model
 from costream.errors import ConfigError, CostreamError, DataError
 from tiny_world import scene_batch, tiny_config, tiny_model
 
@@ -347,3 +348,14 @@ def test_png_bytes_in_memory(model: DualEncoder) -> None:
     buffer = io.BytesIO()
     PICTURES[0].save(buffer, format="PNG")
     assert close(model.encode_images([buffer.getvalue()]), model.encode_images(PICTURES[:1]))
+
+
+def test_a_whole_number_where_a_fraction_may_be_is_the_same_setting(tmp_path: Path) -> None:
+    """Read again it is a fraction; were it another setting, a saved model could not be loaded."""
+    config = tiny_config()
+    whole = replace(config, image_preprocess=replace(config.image_preprocess, std=(1, 1, 1)))
+    parts = replace(config.image_preprocess, std=(1.0, 1.0, 1.0))
+    fraction = replace(config, image_preprocess=parts)
+    assert settings_hash(whole) == settings_hash(fraction) != settings_hash(config)
+    saved = save_model(tiny_model(whole), tmp_path / "model")
+    assert load(saved).space.preprocessing_hash == settings_hash(fraction)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from costream.cli.options import AsJson
-from costream.cli.output import note, say, say_json, shown_path
+from costream.cli.output import check_target, note, say, say_json, shown_path
 from costream.errors import ConfigError, CostreamError
 
 if TYPE_CHECKING:
@@ -66,6 +66,13 @@ def run(
     # Many minutes of work are kept for the report, and to go on from after a stop.
     keeps = out is not None or report or method == "all"
     folder = (out or DEFAULT_RESULTS) if keeps else None
+    if method is None and folder is not None and not folder.is_dir():
+        raise ConfigError(
+            f"there is no folder {shown_path(str(folder))} with results to report",
+            hint="costream reproduce NAME (or all) --out DIR makes them",
+        )
+    if folder is None:
+        note("what it finds is not kept, nor what a stop leaves; --out DIR keeps both")
     options = ClaimOptions(seeds=seeds, fast=fast, data_root=data_root, out=folder, say=note)
     claims: list[dict[str, Any]] = []
     failed: list[str] = []
@@ -89,7 +96,7 @@ def run(
 
 
 def _reproduce(name: str, options: ClaimOptions) -> Sequence[ClaimTable]:
-    from costream.evaluate.claim_results import write_result
+    from costream.evaluate.claim_results import earlier_result, write_result
     from costream.method import find_module
 
     _, module = find_module(name)
@@ -99,10 +106,14 @@ def _reproduce(name: str, options: ClaimOptions) -> Sequence[ClaimTable]:
             f"method {name!r} has no claim to reproduce, expected a function claim in its file",
             hint="see costream methods",
         )
+    earlier: dict[str, Any] = {}
+    if options.out is not None:
+        check_target(options.out / f"{name}.json")
+        earlier = earlier_result(options.out, name, fast=options.fast)
     begin = time.monotonic()
     tables: Sequence[ClaimTable] = claim(replace(options))
     if options.out is not None:
-        write_result(options.out, name, tables, options, time.monotonic() - begin)
+        write_result(options.out, name, tables, options, time.monotonic() - begin, earlier)
     return tables
 
 

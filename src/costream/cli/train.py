@@ -14,11 +14,13 @@ import typer
 from costream.cli.options import AllowBroken, AsJson, DataSource
 from costream.cli.output import json_path, json_text, note, progress_bar, say, say_json, shown_path
 from costream.data.failures import printable
-from costream.errors import ConfigError
 
 
 def run(
-    method: Annotated[str, typer.Argument(metavar="METHOD", help="See costream methods.")],
+    method: Annotated[
+        str,
+        typer.Argument(metavar="METHOD", help="See costream methods; several with commas between."),
+    ],
     data: DataSource,
     out: Annotated[
         Path,
@@ -41,9 +43,11 @@ def run(
     as_json: AsJson = False,
 ) -> int:
     """Train a model."""
-    from costream.card import find_method
+    from costream.card import find_together
+    from costream.config import parse_words
 
-    find_method(method)  # refuses an unknown name before torch is loaded
+    # Refuses an unknown name before torch is loaded.
+    method = ",".join(card.name for card in find_together(method))
     options = parse_words([*(settings or []), *(more or [])])
 
     from costream.train import train
@@ -92,32 +96,3 @@ def _warnings_noted() -> Iterator[list[str]]:
         yield sentences
     finally:
         logger.removeHandler(handler)
-
-
-def parse_words(words: list[str]) -> dict[str, str]:
-    """Settings from `key=value` words.
-
-    Args:
-        words: As given.
-
-    Returns:
-        Key to value, both text; what they mean is for the configuration to say.
-
-    Raises:
-        ConfigError: When a word has no `=`, or two words set the same key differently.
-
-    Example:
-        >>> parse_words(["steps=10", "text_rate=0.1"])
-        {'steps': '10', 'text_rate': '0.1'}
-    """
-    settings: dict[str, str] = {}
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"got {word!r}, expected key=value", hint="--set steps=1000")
-        if settings.setdefault(key, value) != value:
-            raise ConfigError(
-                f"got {key}={settings[key]} and {key}={value}, expected one of them",
-                hint="remove one",
-            )
-    return settings

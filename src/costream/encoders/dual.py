@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from costream.config import Range
+from costream.config import Range, from_dict, to_dict
 from costream.data.picture import PictureSource
 from costream.encoders.blocks import Encoded
 from costream.encoders.device import inference_autocast
@@ -654,4 +654,5 @@ def weight_digests(state: Mapping[str, Tensor]) -> tuple[str, str]:
 
 def settings_hash(config: DualConfig) -> str:
     """Fingerprint of every setting that decides on a vector, beside the weights."""
-    return hash_settings(settings_that_count(config))
+    # As they will be read again: where a number may have a fraction, 1 is 1.0.
+    return hash_settings(settings_that_count(from_dict(DualConfig, to_dict(config))))

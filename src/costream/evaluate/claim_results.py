@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from costream.card import Card
-from costream.errors import DataError
+from costream.errors import ConfigError, DataError
 from costream.evaluate.claims import (
     ClaimOptions,
     ClaimRow,
@@ -21,12 +21,24 @@ from costream.evaluate.claims import (
     Verdict,
     claim_from_json,
     claim_to_json,
+    in_digits,
+    mean_of,
     notes,
 )
 
 ORDER: tuple[Verdict, ...] = ("shown", "not shown", "contradicted")
 _COLOURS = {"shown": "#0a7d3c", "not shown": "#8a6d00", "contradicted": "#b3261e"}
 _WIDTH, _ROW = 260, 18
+HOW_TO_READ = (
+    "Method and baseline are run with the same seeds, and their values are means over the runs. "
+    "The gain is method less baseline, or baseline less method where less is better; the interval "
+    "behind it is that of Student's t over the seeds, or a bootstrap over single queries. It has "
+    "to exceed a threshold: 0, or the least gain that counts (above 1, say), or, below 0, what may "
+    "be lost. Shown: the whole interval is above the threshold. Contradicted: all of it is below, "
+    "so that there is no gain, or one too small to count. Not shown: the threshold is inside. "
+    "Controls and guards are comparisons like the others, and counted with them."
+)
+"""What the numbers of a claim mean, for pages that show them."""
 _SHIPPED = Path(__file__).parents[1] / "assets" / "claims"
 
 
@@ -47,6 +59,17 @@ class ClaimResult:
     seconds: float
     machine: Mapping[str, Any]
     fast: bool
+
+    def took(self) -> str:
+        """How long it took and where, as the end of a sentence."""
+        parts = dict(self.machine)
+        cores = parts.pop("cores", None)
+        where = [str(parts.pop(key)) for key in ("system", "processor") if key in parts]
+        on = "a machine" if cores is None else f"{cores} core{'s' if cores != 1 else ''}"
+        on += f" ({', '.join(where)})" if where else ""
+        words = {"python": "Python", "load": "under a load of"}
+        rest = [f"{words.get(key, key)} {value}" for key, value in parts.items()]
+        return ", ".join([f"{self.seconds / 60:.1f} minutes on {on}", *rest])
 
     def counts(self) -> dict[Verdict, int]:
         """How many comparisons have each verdict."""
@@ -78,8 +101,49 @@ def machine() -> dict[str, Any]:
     return found
 
 
+def earlier_result(folder: Path, method: str, *, fast: bool) -> dict[str, Any]:
+    """What `METHOD.json` holds of an earlier run of an experiment, to be read before it is run.
+
+    Args:
+        folder: Where results are.
+        method: Name.
+        fast: Whether the run that is to come is one that proves nothing.
+
+    Returns:
+        The decoded file; nothing when there is none.
+
+    Raises:
+        ConfigError: When a result that proves something would be replaced by one that does not.
+        DataError: When the file is damaged, or no result.
+    """
+    path = folder / f"{method}.json"
+    if not path.exists():
+        return {}
+    found = _decoded(path)
+    if not isinstance(found, dict):
+        raise DataError(f"{path} is no result", hint="remove it, or choose another --out")
+    if fast and found.get("fast") is False:
+        raise ConfigError(
+            f"{path} holds the result of a run in full, which --fast would replace",
+            hint="choose another --out",
+        )
+    return found
+
+
+def _decoded(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON: {error}", hint="remove it") from error
+
+
 def write_result(
-    folder: Path, method: str, tables: Sequence[ClaimTable], options: ClaimOptions, seconds: float
+    folder: Path,
+    method: str,
+    tables: Sequence[ClaimTable],
+    options: ClaimOptions,
+    seconds: float,
+    earlier: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write `METHOD.json`; what an experiment put there beside the claims stays.
 
@@ -89,13 +153,15 @@ def write_result(
         tables: What was claimed and shown.
         options: How it was run.
         seconds: How long it took.
+        earlier: Of `earlier_result`. Where it has the same numbers, they were not measured again
+            but found in the log of finished runs: its time and machine stay.
 
     Returns:
         The file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{method}.json"
-    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    kept = _decoded(path) if path.exists() else {}
     stored = kept | {
         "method": method,
         "machine": machine(),
@@ -104,6 +170,8 @@ def write_result(
         "seconds": round(seconds, 1),
         "claims": [claim_to_json(table) for table in tables],
     }
+    if earlier and earlier.get("claims") == stored["claims"]:
+        stored |= {key: earlier[key] for key in ("machine", "seconds") if key in earlier}
     with tempfile.NamedTemporaryFile("w", dir=folder, encoding="utf-8", delete=False) as file:
         file.write(json.dumps(stored, indent=1, allow_nan=False) + "\n")
     Path(file.name).chmod(0o644)
@@ -119,19 +187,19 @@ def read_results(folder: Path) -> dict[str, ClaimResult]:
     """
     found = {}
     for path in sorted(folder.glob("*.json")):
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise DataError(f"{path} is not JSON: {error}", hint="remove it") from error
+        values = _decoded(path)
         if not isinstance(values, dict) or "claims" not in values:
             continue
-        result = ClaimResult(
-            method=values["method"],
-            tables=tuple(claim_from_json(each) for each in values["claims"]),
-            seconds=values.get("seconds", 0.0),
-            machine=values.get("machine", {}),
-            fast=values.get("fast", False),
-        )
+        try:
+            result = ClaimResult(
+                method=values["method"],
+                tables=tuple(claim_from_json(each) for each in values["claims"]),
+                seconds=values.get("seconds", 0.0),
+                machine=values.get("machine", {}),
+                fast=values.get("fast", False),
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{path} is no result of a claim", hint="remove it") from error
         found[result.method] = result
     return found
 
@@ -157,6 +225,7 @@ def report_page(results: Mapping[str, ClaimResult], cards: Mapping[str, Card]) -
         A page that needs nothing but itself.
     """
     parts = [_HEAD, "<h1>Claims, reproduced</h1>", _summary(results, cards)]
+    parts.append(f"<p>{html.escape(HOW_TO_READ)}</p>")
     for name, card in cards.items():
         if name in results:
             parts.append(_section(results[name], card))
@@ -178,14 +247,13 @@ def _summary(results: Mapping[str, ClaimResult], cards: Mapping[str, Card]) -> s
 
 
 def _section(result: ClaimResult, card: Card) -> str:
-    where = ", ".join(f"{key} {value}" for key, value in result.machine.items())
     warning = "<p><strong>Run at a size that proves nothing.</strong></p>" if result.fast else ""
     parts = [
         f'<section id="{html.escape(card.name)}"><h2>{html.escape(card.name)}</h2>',
         f"<p>{html.escape(card.summary)}</p>{warning}",
         *(_table(table) for table in result.tables),
         "" if result.shows_all() else f"<p><b>Scale.</b> {html.escape(card.scale)}</p>",
-        f"<p class=small>{result.seconds / 60:.1f} minutes on {html.escape(where)}</p></section>",
+        f"<p class=small>{html.escape(result.took())}</p></section>",
     ]
     return "\n".join(parts)
 
@@ -195,9 +263,10 @@ def _table(table: ClaimTable) -> str:
     for row in table.rows:
         cells = (
             html.escape(row.name),
-            _mean(row.method, row.unit),
-            _mean(row.baseline, row.unit),
-            f"{row.gain:+.2f} [{row.low:+.2f}, {row.high:+.2f}]",
+            html.escape(mean_of(row, row.method)),
+            html.escape(mean_of(row, row.baseline)),
+            f"{in_digits(row.gain)} [{in_digits(row.low)}, {in_digits(row.high)}]",
+            f"{row.threshold:g}",
             _interval_picture(row, _axis([r for r in table.rows if r.unit == row.unit])),
             f'<b style="color:{_COLOURS[row.verdict]}">{row.verdict}</b>'
             + "".join(f"<br><small>{html.escape(note)}</small>" for note in notes(row)),
@@ -205,7 +274,15 @@ def _table(table: ClaimTable) -> str:
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     head = "".join(
         f"<th>{name}</th>"
-        for name in ("comparison", "method", "baseline", "gain [interval]", "", "verdict")
+        for name in (
+            "comparison",
+            "method",
+            "baseline",
+            f"gain {_confidence(table)}",
+            "threshold",
+            "grey: 0, dashed: threshold",
+            "verdict",
+        )
     )
     facts = "".join(
         f"<li>{html.escape(key)}: {html.escape(value)}</li>"
@@ -217,8 +294,10 @@ def _table(table: ClaimTable) -> str:
     )
 
 
-def _mean(values: Sequence[float], unit: str) -> str:
-    return html.escape(f"{sum(values) / len(values):.2f} {unit} ({len(values)} runs)")
+def _confidence(table: ClaimTable) -> str:
+    """What the intervals of a table are, in brackets."""
+    found = sorted({f"{100 * row.confidence:g} %" for row in table.rows})
+    return f"[{' or '.join(found)} interval]"
 
 
 def _axis(rows: Sequence[ClaimRow]) -> tuple[float, float]:

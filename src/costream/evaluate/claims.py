@@ -99,7 +99,10 @@ class ClaimOptions:
             return None
         # The folder of the data set itself will do, too.
         candidates = (self.data_root / name, self.data_root)
-        return next((each for each in candidates if (each / "train.jsonl").is_file()), None)
+        found = next((each for each in candidates if (each / "train.jsonl").is_file()), None)
+        if found is None:
+            self.say(f"{self.data_root} has no {name}/train.jsonl: without it, on made-up data")
+        return found
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -403,17 +406,36 @@ def claim_from_json(values: Mapping[str, Any]) -> ClaimTable:
 
 
 def _cells(row: ClaimRow) -> tuple[str, ...]:
-    def mean(values: Sequence[float]) -> str:
-        return f"{sum(values) / len(values):.2f} {row.unit}".rstrip() + f" ({len(values)} runs)"
-
     over = f", above {row.threshold:g}" if row.threshold else ""
-    gain = (
-        f"{row.gain:.2f} [{row.low:.2f}, {row.high:.2f}] "
-        f"at {100 * row.confidence:g} %, {row.interval}{over}"
-    )
+    gain, low, high = (in_digits(value) for value in (row.gain, row.low, row.high))
+    found = f"{gain} [{low}, {high}] at {100 * row.confidence:g} %, {row.interval}{over}"
     said = "; ".join(notes(row))
     verdict = f"{row.verdict} ({said})" if said else str(row.verdict)
-    return row.name, mean(row.method), mean(row.baseline), gain, verdict
+    return row.name, mean_of(row, row.method), mean_of(row, row.baseline), found, verdict
+
+
+def mean_of(row: ClaimRow, values: Sequence[float]) -> str:
+    """The mean of a row's values in words, with their number and what they are.
+
+    Example:
+        >>> row = compare_seeds("hit@1", [3.0, 3.5], [2.0, 3.0], unit="%")
+        >>> mean_of(row, row.method)
+        '3.25 % (2 runs)'
+    """
+    # So many values that they can be drawn from are those of single queries.
+    what = "queries" if row.interval == "bootstrap" else "runs"
+    mean = f"{in_digits(sum(values) / len(values))} {row.unit}".rstrip()
+    return f"{mean} ({len(values)} {what})"
+
+
+def in_digits(value: float) -> str:
+    """A number with two digits; none is a zero with a minus.
+
+    Example:
+        >>> in_digits(-0.001), in_digits(-0.01)
+        ('0.00', '-0.01')
+    """
+    return f"{round(value, 2) + 0.0:.2f}"
 
 
 def notes(row: ClaimRow) -> list[str]:

@@ -52,7 +52,7 @@ from torch.utils.checkpoint import checkpoint
 
 from costream.config import Range
 from costream.encoders.dual import DualEncoder
-from costream.objectives import Losses
+from costream.objectives import Losses, Objective
 from costream.objectives.contrast import Siblings, contrast_rows
 from costream.objectives.gather import (
     gather_rows,
@@ -257,7 +257,7 @@ class TokenForm:
         return float(np.mean(best_V))
 
 
-class FilipObjective(nn.Module):
+class FilipObjective(nn.Module, Objective):
     """The contrast of both directions' late scores.
 
     Args:
@@ -268,10 +268,6 @@ class FilipObjective(nn.Module):
         super().__init__()
         self.config = config
         self.temperature = Temperature(config.temperature, least=_LEAST, greatest=_GREATEST)
-
-    def init_state(self, model: DualEncoder) -> nn.Module:
-        """Nothing is carried from step to step."""
-        return nn.Module()
 
     def after_step(self, model: DualEncoder, state: nn.Module) -> None:
         """Keep the temperature in its range."""

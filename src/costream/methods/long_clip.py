@@ -56,7 +56,7 @@ from torch.nn.utils import parametrize
 
 from costream.config import Range
 from costream.errors import ConfigError, NumericalError
-from costream.objectives import Losses
+from costream.objectives import Losses, Objective
 from costream.objectives.gather import gather_rows, gather_rows_with_gradient, mean_across, rank
 from costream.objectives.temperature import Temperature
 from costream.parts import Base, Parts
@@ -279,7 +279,7 @@ def smoothed_rows(scores_NM: Tensor, own_N: Tensor, absent_NM: Tensor, smoothing
     return -((1 - smoothing) * right + smoothing * mean)
 
 
-class LongClipObjective(nn.Module):
+class LongClipObjective(nn.Module, Objective):
     """Contrast of pictures with long texts, and of their principal part with short ones.
 
     Args:
@@ -295,13 +295,6 @@ class LongClipObjective(nn.Module):
             raise ConfigError("both losses have weight 0", hint="give one of them a weight")
         self.config = config
         self.temperature = Temperature(1 / config.scale)
-
-    def init_state(self, model: DualEncoder) -> nn.Module:
-        """Nothing is carried from step to step."""
-        return nn.Module()
-
-    def after_step(self, model: DualEncoder, state: nn.Module) -> None:
-        """Nothing to do: the scale is free."""
 
     def loss(
         self,

@@ -68,7 +68,7 @@ from costream.generate.language_model import (
     small_language_model,
 )
 from costream.methods._maccap.regions import picture_tokens, sub_regions
-from costream.objectives import Losses
+from costream.objectives import Losses, Objective
 from costream.objectives.gather import mean_across
 from costream.parts import Base, Parts
 from costream.records import Batch, Features
@@ -98,6 +98,8 @@ CARD = {
 _MODULE: Final = "maccap"
 _TINY: Final = "tiny"
 _AT_ONCE: Final = 16
+MOST_DIMENSIONS: Final = 4096
+"""Of vectors that are read."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -221,7 +223,17 @@ class Captioner(nn.Module):
 
 
 def make_captioner(model: DualEncoder, config: Config) -> Captioner:
-    """A captioner of the right form for a model, with random weights."""
+    """A captioner of the right form for a model, with random weights.
+
+    Raises:
+        ConfigError: When the model's vectors are too long to be read.
+    """
+    if model.config.dim > MOST_DIMENSIONS:
+        raise ConfigError(
+            f"vectors of {model.name} have {model.config.dim:,} dimensions, expected at most "
+            f"{MOST_DIMENSIONS:,}: the adaptor has ten times their square of weights",
+            hint="train it without the method that makes them so long",
+        )
     own = None
     if config.language_model == _TINY:
         own = small_language_model(model.tokenizer)
@@ -237,7 +249,7 @@ def captioner_of(model: DualEncoder) -> Captioner:
     return found
 
 
-class CaptionObjective:
+class CaptionObjective(Objective):
     """Cross-entropy of captions, given noisy vectors of themselves.
 
     Args:
@@ -256,9 +268,6 @@ class CaptionObjective:
         """Nothing is carried from step to step."""
         self.language.to(model.device)
         return nn.Module()
-
-    def after_step(self, model: DualEncoder, state: nn.Module) -> None:
-        """Nothing to do."""
 
     def loss(
         self,

@@ -59,7 +59,7 @@ from costream.methods._maple.classes import (
     class_of,
     class_text,
 )
-from costream.objectives import Losses
+from costream.objectives import Losses, Objective
 from costream.objectives.contrast import contrast_rows
 from costream.objectives.gather import gather_rows, gather_rows_with_gradient, mean_across, rank
 from costream.parts import Base, Parts
@@ -289,7 +289,7 @@ def freeze(model: DualEncoder) -> DualEncoder:
     return model
 
 
-class MapleObjective(nn.Module):
+class MapleObjective(nn.Module, Objective):
     """Cross-entropy of pictures over the texts of classes, or of the batch.
 
     Args:
@@ -312,9 +312,6 @@ class MapleObjective(nn.Module):
         on = model.device
         self._tokens = torch.from_numpy(ids).to(on), torch.from_numpy(mask).to(on)
         return nn.Module()
-
-    def after_step(self, model: DualEncoder, state: nn.Module) -> None:
-        """Nothing to do."""
 
     def loss(
         self,

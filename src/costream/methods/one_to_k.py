@@ -43,7 +43,7 @@ from torch import Tensor, nn
 from costream.config import Range
 from costream.encoders.dual import DualEncoder
 from costream.errors import ConfigError, DataError
-from costream.objectives import Losses
+from costream.objectives import Losses, Objective
 from costream.objectives.gather import gather_rows, gather_rows_with_gradient, mean_across, rank
 from costream.objectives.temperature import Temperature
 from costream.parts import Base, Parts, System
@@ -108,7 +108,7 @@ def one_to_k_rows(
     return -log_p[own_BM].view(len(row_B), -1), own_BM
 
 
-class OneToK(nn.Module):
+class OneToK(nn.Module, Objective):
     """The loss of a batch with a caption, or several, in each language."""
 
     def __init__(self, config: Config) -> None:
@@ -117,11 +117,6 @@ class OneToK(nn.Module):
         self.temperature = Temperature(
             config.temperature, least=LEAST_TEMPERATURE, greatest=GREATEST_TEMPERATURE
         )
-
-    def init_state(self, model: DualEncoder) -> nn.Module:
-        """Nothing is carried from step to step."""
-        del model
-        return nn.Module()
 
     def after_step(self, model: DualEncoder, state: nn.Module) -> None:
         """Keep the temperature in its range."""

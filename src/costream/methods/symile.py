@@ -45,7 +45,7 @@ from torch.nn import functional
 from costream.config import Range
 from costream.encoders.dual import DualEncoder
 from costream.errors import ConfigError
-from costream.objectives import Losses
+from costream.objectives import Losses, Objective
 from costream.objectives.gather import gather_rows, gather_rows_with_gradient, mean_across, rank
 from costream.objectives.temperature import Temperature
 from costream.parts import Base, Parts
@@ -142,18 +142,13 @@ def all_products(others: Sequence[Tensor]) -> Tensor:
     return products
 
 
-class Symile(nn.Module):
+class Symile(nn.Module, Objective):
     """The loss of a batch of tuples."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
         self.temperature = Temperature(1 / config.scale, least=1 / _GREATEST_SCALE)
-
-    def init_state(self, model: DualEncoder) -> nn.Module:
-        """Nothing is carried from step to step."""
-        del model
-        return nn.Module()
 
     def after_step(self, model: DualEncoder, state: nn.Module) -> None:
         """Hold the scale below 100."""

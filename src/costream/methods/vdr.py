@@ -59,7 +59,7 @@ from costream.encoders.blocks import Encoded
 from costream.encoders.dual import DualEncoder
 from costream.encoders.preprocess import tokenize
 from costream.errors import ConfigError
-from costream.objectives import Losses
+from costream.objectives import Losses, Objective
 from costream.objectives.gather import (
     gather_rows,
     gather_rows_with_gradient,
@@ -383,7 +383,7 @@ def contrastive_mask(bags: Tensor) -> Tensor:
     return mine & ~(bags > 0).any(dim=0)
 
 
-class VdrObjective(nn.Module):
+class VdrObjective(nn.Module, Objective):
     """Contrast of sparse texts, and of bags of words, with dense pictures.
 
     Args:
@@ -394,10 +394,6 @@ class VdrObjective(nn.Module):
         super().__init__()
         self.config = config
         self.temperature = Temperature(config.temperature, least=_LEAST, greatest=_GREATEST)
-
-    def init_state(self, model: DualEncoder) -> nn.Module:
-        """Nothing is carried from step to step."""
-        return nn.Module()
 
     def after_step(self, model: DualEncoder, state: nn.Module) -> None:
         """Keep the temperature in its range."""
@@ -492,13 +488,16 @@ class BagEvaluation:
 
         Raises:
             ConfigError: The model has no head over words.
+            DataError: A sample has no picture or no caption.
         """
         from costream.evaluate.retrieval import describe_data
         from costream.evaluate.systems import describe_system
         from costream.evaluate.vectors import define, evaluate_vectors
+        from costream.train.short import check_captions
 
         model = system.model
         head_of(model)
+        check_captions(data)
         texts = [text for sample in data.samples for text in sample.slots["text"]]
         owner = np.repeat(
             np.arange(len(data.samples)), [len(sample.slots["text"]) for sample in data.samples]

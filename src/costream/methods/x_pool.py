@@ -25,6 +25,7 @@ at unit length: LN1 takes the length away (to its epsilon of 1e-5).
 Costs: a pass over F * D numbers and two D x D products for every pair; G * Q * D numbers are held
 in blocks. Index impact: pairwise; the mean of the frames, or the best frame, is the first stage.
 `costream evaluate` and `costream search` score by it; the latter the best 200 items for words.
+No manifest names videos: `costream.train` takes samples with a slot `video` (frames, or a path).
 
 Claim: it finds videos of which only some frames show what the text says, where the mean of the
 frames (COTS' text-to-video retrieval) does not, and loses nothing where all frames do.
@@ -44,7 +45,7 @@ from torch.nn import functional
 from costream.config import Range
 from costream.encoders.dual import DualEncoder
 from costream.errors import ConfigError
-from costream.objectives import Losses
+from costream.objectives import Losses, Objective
 from costream.objectives.contrast import contrast_rows
 from costream.objectives.gather import gather_rows, gather_rows_with_gradient, mean_across, rank
 from costream.objectives.temperature import Temperature
@@ -72,6 +73,8 @@ CARD = {
 
 _GREATEST_SCALE = 100.0
 _MODULE = "frame_pooling"
+MOST_DIMENSIONS = 4096
+"""Of vectors that are pooled."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,11 +101,17 @@ class FramePooling(nn.Module):
         dropout: Rate, while training.
 
     Raises:
-        ConfigError: When the heads do not divide the dimensions.
+        ConfigError: When the heads do not divide the dimensions, or there are too many of these.
     """
 
     def __init__(self, dim: int, *, heads: int = 1, dropout: float = 0.0) -> None:
         super().__init__()
+        if dim > MOST_DIMENSIONS:
+            raise ConfigError(
+                f"vectors have {dim:,} dimensions, expected at most {MOST_DIMENSIONS:,}: the "
+                "attention has five times their square of weights",
+                hint="train it without the method that makes them so long",
+            )
         if dim % heads:
             raise ConfigError(f"heads is {heads}, expected a divisor of {dim}", hint="heads=1")
         self.heads, self.dropout = heads, dropout
@@ -165,17 +174,12 @@ def frames_of(features: Features) -> Tensor:
     return features.pooled[:, None]
 
 
-class PooledContrast(nn.Module):
+class PooledContrast(nn.Module, Objective):
     """Contrast over the scores of all pairs of a batch."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.temperature = Temperature(1 / config.scale, least=1 / _GREATEST_SCALE)
-
-    def init_state(self, model: DualEncoder) -> nn.Module:
-        """Nothing is carried from step to step."""
-        del model
-        return nn.Module()
 
     def after_step(self, model: DualEncoder, state: nn.Module) -> None:
         """Hold the scale below 100."""

@@ -58,7 +58,7 @@ from costream.errors import ConfigError, DataError
 from costream.methods._xbt.adapter import adapters_off, put_adapter
 from costream.methods._xbt.maps import FitConfig, Projection, empty_map, fit_map
 from costream.methods._xbt.upgrade import UpgradeEvaluation
-from costream.objectives import Losses
+from costream.objectives import Losses, Objective
 from costream.objectives.contrast import contrast_rows
 from costream.objectives.gather import gather_rows, gather_rows_with_gradient, mean_across, rank
 from costream.parts import Base, Parts, Training
@@ -132,7 +132,7 @@ class Config:
         )
 
 
-class XbtObjective(nn.Module):
+class XbtObjective(nn.Module, Objective):
     """Stage 2: pictures, through phi, to the texts before and with the adapters.
 
     Args:
@@ -142,14 +142,6 @@ class XbtObjective(nn.Module):
     def __init__(self, temperature: float) -> None:
         super().__init__()
         self.temperature = temperature
-
-    def init_state(self, model: DualEncoder) -> nn.Module:
-        """Nothing is carried from step to step."""
-        del model
-        return nn.Module()
-
-    def after_step(self, model: DualEncoder, state: nn.Module) -> None:
-        """Nothing to do."""
 
     def loss(
         self,

@@ -26,11 +26,15 @@ class Losses:
 
 
 class Objective(Protocol):
-    """One thing to minimise; may own weights, and state that is kept in checkpoints."""
+    """One thing to minimise; may own weights, and state that is kept in checkpoints.
+
+    One that carries no state and has nothing to do after a step names this class as its base and
+    writes `loss` alone.
+    """
 
     def init_state(self, model: DualEncoder) -> nn.Module:
         """State that training carries from step to step (queues, momentum weights, statistics)."""
-        ...
+        return nn.Module()
 
     def loss(
         self,
@@ -48,4 +52,4 @@ class Objective(Protocol):
 
     def after_step(self, model: DualEncoder, state: nn.Module) -> None:
         """Called after each optimiser step."""
-        ...
+        return

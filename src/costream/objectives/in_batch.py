@@ -12,18 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from costream.encoders.dual import DualEncoder
-from costream.objectives import Losses
+from costream.objectives import Losses, Objective
 from costream.records import Batch, Features
 
 _TEMPERATURE = 0.07
 
 
-class Contrast:
+class Contrast(Objective):
     """Symmetric contrast within the batch (an `Objective`)."""
-
-    def init_state(self, model: DualEncoder) -> nn.Module:
-        """Nothing is carried."""
-        return nn.Module()
 
     def loss(
         self, model: DualEncoder, batch: Batch, features: Mapping[str, Features], state: nn.Module
@@ -34,6 +30,3 @@ class Contrast:
         total: Tensor = functional.cross_entropy(scores, own)
         total = (total + functional.cross_entropy(scores.T, own)) / 2
         return Losses(total=total, parts={"contrast": total.detach()})
-
-    def after_step(self, model: DualEncoder, state: nn.Module) -> None:
-        """Nothing follows."""

@@ -21,12 +21,12 @@ from torch.nn import functional
 
 from costream.encoders.dual import DualEncoder
 from costream.errors import ConfigError
-from costream.objectives import Losses
+from costream.objectives import Losses, Objective
 from costream.objectives.gather import gather_rows, mean_across
 from costream.records import Batch, Features
 
 
-class NamesObjective(nn.Module):
+class NamesObjective(nn.Module, Objective):
     """Cross-entropy between a classifier's probabilities and similarities to class names.
 
     Args:
@@ -66,13 +66,6 @@ class NamesObjective(nn.Module):
         self.register_buffer("probabilities", probabilities, persistent=False)
         self.register_buffer("name_ids", name_ids, persistent=False)
         self.register_buffer("name_mask", name_mask, persistent=False)
-
-    def init_state(self, model: DualEncoder) -> nn.Module:
-        """Nothing is carried from step to step."""
-        return nn.Module()
-
-    def after_step(self, model: DualEncoder, state: nn.Module) -> None:
-        """Nothing to do."""
 
     def loss(
         self,

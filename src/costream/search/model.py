@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from costream.encoders.locate import DEFAULT_MODEL
-from costream.errors import ConfigError
 from costream.search.engine import Searcher, TextEncoder
 
 if TYPE_CHECKING:
@@ -85,10 +84,6 @@ def load_search_model(name_or_dir: str | Path, rank: Sequence[str] = ()) -> Sear
     # For good: what sets it for a call and back would do so under the calls of other threads.
     system.model.eval()
     parts = system.parts
-    if rank and not parts.rank:
-        raise ConfigError(
-            f"{', '.join(rank)} brings no rank step", hint="costream methods says what each does"
-        )
     pairs = parts.scorer is not None and parts.scorer.cost == "pair"
     return SearchModel(
         encoder=system.model,

@@ -24,6 +24,7 @@ from costream.suggest import did_you_mean
 from costream.train.config import TrainConfig
 
 if TYPE_CHECKING:
+    from costream.card import Card
     from costream.data import DataSet
 
 __all__ = ["Preparing", "Progress", "TrainConfig", "split_settings", "train"]
@@ -68,8 +69,8 @@ def train(
         The directory of the trained model.
 
     Raises:
-        ConfigError: When the method or a setting is unknown or out of range, or `out` holds a run
-            already and `resume` is not given.
+        ConfigError: When the method or a setting is unknown or out of range, `out` is no folder
+            that can be written, or it holds a run already and `resume` is not given.
         DataError: When the data has no captions or is broken.
         WeightsError: When there is no model to start from, or `resume` is given and the checkpoints
             are damaged or of a run with other settings or data.
@@ -83,6 +84,7 @@ def train(
         >>> costream.train("cots", make_scenes(8), "run", settings | losses).name
         'model'
     """
+    from costream.card import find_together
     from costream.data import DataSet, printable, read_data
     from costream.encoders.storage import save_model
     from costream.method import Method, apply_methods, find_module
@@ -92,7 +94,9 @@ def train(
     from costream.train.loop import run, start_processes, stop_processes
     from costream.train.start import StartConfig, start_model
 
-    chosen = [find_module(name) for name in method.split(",")]
+    cards = find_together(method)
+    method = ",".join(card.name for card in cards)
+    chosen = [find_module(card.name) for card in cards]
     start, loop, *own = split_settings(
         settings or {},
         (StartConfig, TrainConfig),
@@ -102,11 +106,10 @@ def train(
         Method(card=card, module=module, config=config)
         for (card, module), config in zip(chosen, own, strict=True)
     ]
+    if loop.steps and not any("objective" in card.slots for card in cards):
+        raise _nothing_to_minimise(cards)
     out = Path(out)
-    if (out / "checkpoints").exists() and not resume:
-        raise ConfigError(
-            f"{out} holds a run already", hint="add --resume, or choose another --out"
-        )
+    _check_directory(out, resume=resume)
     started_here = start_processes()
     try:
         samples = (
@@ -128,11 +131,7 @@ def train(
         system = apply_methods(model, methods, seed=loop.seed, training=training)
         model, parts = system.model, system.parts
         if not parts.objective and loop.steps:
-            raise ConfigError(
-                f"{method} has nothing to minimise, expected a method with an objective",
-                hint="see the slots in costream methods; put one that trains beside it, as "
-                "cots,filip; or set steps=0 to keep what it is without",
-            )
+            raise _nothing_to_minimise(cards)
         rng = np.random.default_rng(loop.seed)
         for pipe in parts.data:
             samples = DataSet(name=samples.name, samples=tuple(pipe(samples.samples, rng)))
@@ -160,6 +159,40 @@ def train(
         if started_here:
             stop_processes()
     return out / "model"
+
+
+def _nothing_to_minimise(cards: Sequence[Card]) -> ConfigError:
+    """What to say of methods that bring no objective, with what they are for."""
+    from costream.card import find_methods
+
+    names = ",".join(card.name for card in cards)
+    training = [card.name for card in find_methods().values() if "objective" in card.slots]
+    ways = {"rank": "costream search --rank", "evaluation": "costream evaluate --protocol"}
+    uses = [
+        f"{way} '{card.name} KEY=VALUE ...' uses it"
+        for card in cards
+        for slot, way in ways.items()
+        if slot in card.slots and "objective" not in card.slots
+    ]
+    return ConfigError(
+        f"{names} has nothing to minimise, expected a method with an objective",
+        hint="; ".join([*uses, f"those that train are {', '.join(training)}"])
+        + "; steps=0 saves a model that keeps it as it is",
+    )
+
+
+def _check_directory(out: Path, *, resume: bool) -> None:
+    """Refuse what cannot take a run, before the data is read."""
+    nearest = next(each for each in (out.absolute(), *out.absolute().parents) if each.exists())
+    if not nearest.is_dir():
+        raise ConfigError(f"{nearest} is a file, expected a folder", hint="choose another --out")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ConfigError(f"{nearest} may not be written", hint="choose another --out")
+    # Without steps there are no checkpoints, but a model.
+    if not resume and any((out / made).exists() for made in ("checkpoints", "model")):
+        raise ConfigError(
+            f"{out} holds a run already", hint="add --resume, or choose another --out"
+        )
 
 
 def _note_run(path: Path, facts: Mapping[str, Any], *, resume: bool) -> None:

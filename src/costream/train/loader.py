@@ -128,6 +128,19 @@ def is_text(slot: str) -> bool:
     return slot == "text" or slot.startswith("text.")
 
 
+def _where_to_get(lacking: Sequence[str], reads: Sequence[str]) -> str:
+    """What to do about slots that samples lack."""
+    others = [slot for slot in lacking if slot != "image" and not is_text(slot)]
+    if others:
+        return (
+            "manifests name pictures and texts only: call costream.train with a DataSet whose "
+            f"samples have the slot {others[0]!r}"
+        )
+    foreign = any(slot not in _NAMES for slot in lacking)
+    more = ' (text.de is {"translations": {"de": ...}})' if foreign else ""
+    return f"train on a manifest with {' and '.join(_NAMES.get(s, s) for s in reads)}{more}"
+
+
 def _has(sample: Sample, slot: str) -> bool:
     value = sample.slots.get(slot)
     return value is not None and (not is_text(slot) or bool(value))
@@ -180,8 +193,7 @@ class Loader:
                 raise DataError(
                     f"sample {sample.id!r} of {data.name} has no "
                     f"{' and no '.join(_NAMES.get(slot, slot) for slot in lacking)}",
-                    hint="train on a manifest with "
-                    + " and ".join(_NAMES.get(s, s) for s in reads),
+                    hint=_where_to_get(lacking, reads),
                 )
         self.reads = tuple(reads)
         self.data, self.model, self.config = data, model, config

@@ -24,7 +24,7 @@ from costream.evaluate import ClaimOptions, ClaimTable, compare_seeds
 from costream.evaluate.claims import ClaimRow
 from costream.evaluate.run_log import RunLog
 from costream.methods.filip import Config, FilipObjective, late_scores
-from costream.objectives import Losses
+from costream.objectives import Losses, Objective
 from costream.records import Batch, Features, Sample
 from costream.train import worlds
 from costream.train.config import TrainConfig
@@ -74,16 +74,12 @@ class Tokens:
         return t2i.numpy(), i2t.numpy()
 
 
-class OneVector(nn.Module):
+class OneVector(nn.Module, Objective):
     """The same loss with one vector a picture and one a text: contrast of cosines."""
 
     def __init__(self) -> None:
         super().__init__()
         self.contrast = FilipObjective(Config())
-
-    def init_state(self, model: DualEncoder) -> nn.Module:
-        """Nothing is carried from step to step."""
-        return nn.Module()
 
     def after_step(self, model: DualEncoder, state: nn.Module) -> None:
         """Keep the temperature in its range."""

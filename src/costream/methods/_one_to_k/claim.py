@@ -21,7 +21,7 @@ from costream.evaluate.scores import DotScores
 from costream.evaluate.truth import truth_from_groups
 from costream.methods._one_to_k.consistency import WAYS, summary
 from costream.methods.one_to_k import Config, OneToK
-from costream.objectives import Losses
+from costream.objectives import Losses, Objective
 from costream.records import Batch, Features, Sample
 from costream.train import worlds
 from costream.train.config import TrainConfig
@@ -75,7 +75,7 @@ class ManyLanguages:
         return replace(first, slots=kept), frozen
 
 
-class Pivot(nn.Module):
+class Pivot(nn.Module, Objective):
     """English against pictures, and English against every other language, in the same form."""
 
     def __init__(self, languages: Sequence[str]) -> None:
@@ -83,10 +83,6 @@ class Pivot(nn.Module):
         self.pivot = languages[0]
         self.pictures = OneToK(Config(languages=(self.pivot,)))
         self.others = OneToK(Config(languages=tuple(languages[1:])))
-
-    def init_state(self, model: DualEncoder) -> nn.Module:
-        """Nothing is carried from step to step."""
-        return self.pictures.init_state(model)
 
     def after_step(self, model: DualEncoder, state: nn.Module) -> None:
         """Keep both temperatures in their range."""

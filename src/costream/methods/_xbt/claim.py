@@ -30,7 +30,7 @@ from costream.methods._xbt.adapter import put_adapter
 from costream.methods._xbt.maps import fit_perceptron, procrustes, slerp
 from costream.methods._xbt.upgrade import count_flips, successes
 from costream.methods.xbt import Config, XbtObjective, contrast
-from costream.objectives import Losses
+from costream.objectives import Losses, Objective
 from costream.records import Batch, Features
 from costream.train.config import TrainConfig
 from costream.train.short import CachedPairs, cache_pairs, encode_cached, train_short
@@ -83,16 +83,8 @@ class Sizes:
     adapt: TrainConfig
 
 
-class PlainContrast(nn.Module):
+class PlainContrast(nn.Module, Objective):
     """Contrast of a batch's pairs: what the old model, and on scenes the new one, is trained by."""
-
-    def init_state(self, model: DualEncoder) -> nn.Module:
-        """Nothing is carried from step to step."""
-        del model
-        return nn.Module()
-
-    def after_step(self, model: DualEncoder, state: nn.Module) -> None:
-        """Nothing to do."""
 
     def loss(
         self,

@@ -156,10 +156,12 @@ class UpgradeEvaluation:
         Raises:
             ConfigError: No old model is named.
             SpaceMismatch: The model that is measured was fitted to another one.
+            DataError: A sample has no picture or no caption.
         """
         from costream.encoders.storage import load
         from costream.evaluate.retrieval import describe_data
         from costream.evaluate.systems import describe_system
+        from costream.train.short import check_captions
 
         if not self._old:
             raise ConfigError("xbt measures against an old model, got none", hint="old=NAME_OR_DIR")
@@ -171,6 +173,7 @@ class UpgradeEvaluation:
                 f"{old.space.weights_hash})",
                 hint="name the model that it was trained with as old=",
             )
+        check_captions(data)
         pictures = [sample.slots["image"] for sample in data.samples]
         texts = [text for sample in data.samples for text in sample.slots["text"]]
         counts = [len(sample.slots["text"]) for sample in data.samples]

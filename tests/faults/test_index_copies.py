@@ -44,6 +44,37 @@ def held(directory: Path) -> dict[str, bytes]:
 # --- backups ---
 
 
+def test_a_backup_takes_the_place_of_an_emptied_index_that_others_have_open(
+    tmp_path: Path,
+) -> None:
+    """SQLite would wait for ever for whoever read it when it was whole."""
+    index_dir, backup = tmp_path / "index", tmp_path / "backup"
+    with Index.open(index_dir, create=True) as index:
+        index.add([Item(id="a")], unit(np.random.default_rng(0), 1, DIM), SPACE)
+        backup_index(index_dir, backup)
+        (index_dir / database.FILE_NAME).write_bytes(b"")
+        assert restore_index(backup, index_dir, replace=True) == 1
+    assert list(held(index_dir)) == ["a"]
+
+
+def test_whoever_waits_for_an_index_to_be_replaced_is_told_who_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "BUSY_TIMEOUT_S", 0.5)
+    backup = tmp_path / "backup"
+    with Index.open(backup, create=True) as index:
+        index.add([Item(id="a")], unit(np.random.default_rng(0), 1, DIM), SPACE)
+    (tmp_path / "index").mkdir()
+    with sqlite3.connect(tmp_path / "index" / database.FILE_NAME) as other:
+        other.execute("CREATE TABLE something (a)")
+        other.commit()
+        other.execute("BEGIN")
+        other.execute("SELECT * FROM something").fetchall()
+        with pytest.raises(DataError, match=r"kept it locked.*end the processes"):
+            restore_index(backup, tmp_path / "index", replace=True)
+    other.close()
+
+
 def test_backups_made_while_another_process_writes_are_states_that_there_were(
     tmp_path: Path,
 ) -> None:

@@ -11,6 +11,7 @@ from index_worker import WIDE, unit
 
 from costream.errors import DataError
 from costream.index import Index, Item, database, resident
+from costream.index.thumbnails import thumbnail_folder
 
 NUM_ITEMS = 600
 
@@ -116,3 +117,14 @@ def test_a_reader_that_holds_the_past_is_told(index: Index) -> None:
     reader.close()
     index.forget([item(153).id])
     assert found_in(index.directory, traces(153, all_vectors()[153])) == []
+
+
+def test_a_rewrite_that_fails_is_told_and_made_up_for(index: Index) -> None:
+    in_the_way = thumbnail_folder(index.directory) / "ab" / "no thumbnail but a folder"
+    in_the_way.mkdir(parents=True)
+    with pytest.raises(DataError, match=r"removed, but traces are left: .*forget the same again"):
+        index.forget([item(153).id])
+    assert item(153).id not in index.ids()
+    in_the_way.rmdir()
+    index.forget([])
+    assert not found_in(index.directory, traces(153, all_vectors()[153]))

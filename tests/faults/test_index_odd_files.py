@@ -168,3 +168,5 @@ def test_a_file_that_becomes_a_folder_is_a_failure_of_that_file(
     file.mkdir()
     draw(other, 3, LONG_AGO_NS + 1)
     assert update(index, file, other).changed == 1
+    assert update(index, tmp_path / "p", prune=True).removed == 1
+    assert index.ids() == [str(other)]

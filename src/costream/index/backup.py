@@ -157,7 +157,22 @@ def _overwritten(database_file: Path, path: Path) -> bool:
 
     Returns:
         Whether that was possible; not when SQLite cannot make out what is there.
+
+    Raises:
+        DataError: Another process keeps it from being written.
     """
+    if not path.stat().st_size:
+        return False  # SQLite would wait for ever for those who had it open when it was whole
+    deadline = time.monotonic() + database.BUSY_TIMEOUT_S
+
+    def wait(status: int, _: int, __: int) -> None:
+        if status != sqlite3.SQLITE_DONE and time.monotonic() > deadline:
+            raise DataError(
+                f"cannot replace {path}: another process kept it locked for "
+                f"{database.BUSY_TIMEOUT_S:g} s",
+                hint="end the processes that use the index and run it again",
+            )
+
     with (
         contextlib.closing(sqlite3.connect(database_file)) as fresh,
         contextlib.closing(
@@ -166,7 +181,7 @@ def _overwritten(database_file: Path, path: Path) -> bool:
     ):
         there.execute(f"PRAGMA busy_timeout = {int(database.BUSY_TIMEOUT_S * 1000)}")
         try:
-            fresh.backup(there)
+            fresh.backup(there, progress=wait)
         except sqlite3.DatabaseError as error:
             kind = getattr(error, "sqlite_errorcode", 0) & 0xFF
             # "Read-only" is what SQLite says of pages of another size.

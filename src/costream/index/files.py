@@ -178,14 +178,13 @@ def real_paths(paths: Iterable[Path]) -> list[str]:
 
 
 def is_gone(path: str) -> bool:
-    """Whether a path certainly leads to nothing; one that may not be looked at is not gone."""
+    """Whether a path certainly leads to no file; one that may not be looked at is not gone."""
     try:
-        os.lstat(path)
+        return stat.S_ISDIR(os.lstat(path).st_mode)
     except (FileNotFoundError, NotADirectoryError):
         return True
     except OSError:
         return False
-    return False
 
 
 def is_below(path: str, roots: Iterable[str]) -> bool:

@@ -14,6 +14,23 @@ def purge(session: Session) -> None:
     Raises:
         DataError: The index cannot be written, or another process keeps reading an old state.
     """
+    session.refuse_read_only()
+    try:
+        busy = _rewrite(session)
+    except DataError as error:
+        raise DataError(
+            f"removed, but traces are left: {error.message}",
+            hint=f"{error.hint}; then forget the same again",
+        ) from error
+    if busy:
+        raise DataError(
+            f"removed, but {session.path}-wal still holds what was: another process reads it",
+            hint="end that process and forget the same ids again",
+        )
+
+
+def _rewrite(session: Session) -> bool:
+    """Rewrite; gives whether the log could not be emptied."""
     with session.lock, database.explained(session.path, "rewrite"):
         with session.writing() as connection:
             # FTS5 keeps removed words until its lists happen to be merged.
@@ -26,8 +43,4 @@ def purge(session: Session) -> None:
         hashes = {h for (h,) in connection.execute("SELECT content_hash FROM items")}
         remove_other_thumbnails(thumbnail_folder(session.directory), hashes)
         busy, *_ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-    if busy:
-        raise DataError(
-            f"removed, but {session.path}-wal still holds what was: another process reads it",
-            hint="end that process and forget the same ids again",
-        )
+    return bool(busy)

@@ -483,6 +483,18 @@ def test_a_flipped_bit_in_the_tree_of_ids_is_found(sound: Path, tmp_path: Path) 
     assert num_errors > 10
 
 
+def test_scores_of_words_that_are_no_numbers_are_found(sound: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "spoilt"
+    shutil.copytree(sound, directory)
+    connection = sqlite3.connect(directory / "index.sqlite")
+    with connection:  # each item has no word, nor have they on average: 0 / 0
+        connection.execute("UPDATE words_data SET block = x'7800000000' WHERE id = 1")
+        connection.execute("UPDATE words_docsize SET sz = x'00000000'")
+    connection.close()
+    with Index.open(directory) as index, pytest.raises(DataError, match="lists of words"):
+        index.search_text("0050 jpg", 10)
+
+
 @pytest.mark.soak
 def test_every_bytes_flipped_bit(sound: Path, tmp_path: Path) -> None:
     """Each byte that holds anything or lies beside one that does, and some of the free space."""

@@ -14,6 +14,7 @@ from pathlib import PurePath
 from typing import Any
 
 from costream.index.records import Item
+from costream.index.schema import DamageError
 
 # FTS5 takes letters that follow each other for one word. In scripts without blanks each letter is
 # made a word of its own, and letters asked for together a phrase.
@@ -93,6 +94,9 @@ def search(
         asked: What `question` gave.
         count: How many at most.
         condition: SQL on the columns of `items`, with its values.
+
+    Raises:
+        DamageError: A score is no number, as those of lists that are not what was written.
     """
     # Not by `rank`, which is the same number and is sorted in a slower way.
     query, values = "SELECT rowid, -bm25(words) AS score FROM words WHERE words MATCH ?", [asked]
@@ -100,6 +104,8 @@ def search(
         query += f" AND rowid IN (SELECT key FROM items WHERE {condition[0]})"  # noqa: S608
         values += condition[1]
     found = connection.execute(f"{query} ORDER BY score DESC LIMIT ?", [*values, count]).fetchall()
+    if any(score is None for _, score in found):
+        raise DamageError("its lists of words are not what was written")
     return [key for key, _ in found], [score for _, score in found]
 
 

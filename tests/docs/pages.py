@@ -87,7 +87,7 @@ def make_world(folder: Path) -> Path:
     """Make the small world: everything that the pages name as being there before a command.
 
     - `~`, the home, is `home`; `~/Pictures` and `photos` hold six pictures of the sample gallery;
-    - `clips/beach.mp4` shows two of them for a second each;
+    - `clips/beach.mp4` shows two of them for a second each, `clips.jsonl` gives it a caption;
     - `holiday.jpg`, `dog.jpg` and `castle.jpg` are three of them;
     - `captions.jsonl`, `train.jsonl` and `dev.jsonl` give each of the six five captions, as Flickr
       has them.
@@ -108,6 +108,8 @@ def make_world(folder: Path) -> Path:
         shutil.copy(GALLERY / f"{picture}.jpg", folder / f"{name}.jpg")
     (folder / "clips").mkdir()
     write_clip(folder / "clips" / "beach.mp4", cuts(["husky", "people_on_beach"], 1.0))
+    clip = {"video": "clips/beach.mp4", "captions": ["a dog, then people on a beach"]}
+    (folder / "clips.jsonl").write_text(json.dumps(clip) + "\n", encoding="utf-8")
     variants = ("{}", "{} in daylight", "a picture of {}", "{}, seen from near", "there is {}")
     for manifest in ("captions", "train", "dev"):
         lines = [

@@ -1,4 +1,4 @@
-"""Measure a model on captioned pictures, in both directions."""
+"""Measure a model on captioned pictures or videos, in both directions."""
 
 from __future__ import annotations
 
@@ -37,6 +37,9 @@ def run(
             "--protocol", metavar="METHOD", help="Another evaluation: 'NAME KEY=VALUE ...'."
         ),
     ] = None,
+    frames: Annotated[
+        int, typer.Option("--frames", metavar="NUMBER", min=1, help="Frames taken of each video.")
+    ] = 12,
     allow_broken: AllowBroken = 0,
     save: Annotated[
         Path | None, typer.Option("--save", metavar="FILE", help="Write the report as JSON.")
@@ -66,8 +69,8 @@ def run(
 
         if protocol is not None:
             report = run_protocol(protocol, system, dataset)
-        elif system.parts.scorer is not None or system.parts.rank:
-            report = evaluate_system(system, dataset, progress=count)
+        elif system.parts.scorer is not None or system.parts.rank or dataset.shows == "video":
+            report = evaluate_system(system, dataset, frames=frames, progress=count)
         else:
             report = evaluate(system.model, dataset, allow_broken=allow_broken, progress=count)
     values = report_to_json(report)

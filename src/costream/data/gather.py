@@ -6,7 +6,7 @@ import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from costream.data.captions import clean_captions
 from costream.data.dataset import DataSet
@@ -14,6 +14,9 @@ from costream.data.failures import Failure, printable
 from costream.data.picture import PictureSource
 from costream.errors import DataError
 from costream.records import Sample
+
+Slot: TypeAlias = Literal["image", "video"]
+"""What a sample shows."""
 
 _NUM_NAMED = 5  # how many left-out records an error names
 
@@ -39,7 +42,8 @@ class ReadOptions:
 
 @dataclass(kw_only=True, slots=True)
 class _Entry:
-    image: PictureSource
+    source: PictureSource
+    slot: Slot
     where: str
     texts: dict[str, list[str]]
     meta: dict[str, Any]
@@ -65,8 +69,9 @@ class Gatherer:
     def add(
         self,
         key: str,
-        image: PictureSource,
+        source: PictureSource,
         *,
+        slot: Slot = "image",
         where: str,
         captions: Any = None,
         translations: Mapping[str, tuple[str, ...]] | None = None,
@@ -76,7 +81,8 @@ class Gatherer:
 
         Args:
             key: Id of the picture.
-            image: Where the picture is.
+            source: Where the picture is.
+            slot: Whether it is a picture or a video.
             where: Place of the record in the source, for messages.
             captions: One string, a list of strings, or None.
             translations: Slot name to captions.
@@ -90,12 +96,12 @@ class Gatherer:
         extra = dict(meta or {})
         entry = self._entries.get(key)
         if entry is None:
-            entry = _Entry(image=image, where=where, texts={}, meta=extra, others=[])
+            entry = _Entry(source=source, slot=slot, where=where, texts={}, meta=extra, others=[])
             self._entries[key] = entry
         else:
             entry.others.append(extra)
-        for slot, more in {"text": texts, **(translations or {})}.items():
-            entry.texts.setdefault(slot, []).extend(more)
+        for name, more in {"text": texts, **(translations or {})}.items():
+            entry.texts.setdefault(name, []).extend(more)
         self._num_dropped += num_dropped
 
     def fail(self, path: str, reason: str) -> None:
@@ -121,8 +127,8 @@ class Gatherer:
         """
         samples = []
         for key, entry in self._entries.items():
-            if isinstance(entry.image, Path) and not _is_file(entry.image):
-                self.fail(str(entry.image), f"is not there, named by {printable(entry.where)}")
+            if isinstance(entry.source, Path) and not _is_file(entry.source):
+                self.fail(str(entry.source), f"is not there, named by {printable(entry.where)}")
             elif self.need_captions and not entry.texts["text"]:
                 self.fail(key, f"has no caption that is not empty ({printable(entry.where)})")
             else:
@@ -160,7 +166,7 @@ def _sample(key: str, entry: _Entry) -> Sample:
     meta = entry.meta
     if entry.others:
         meta = {**meta, "records": (dict(meta), *entry.others)}
-    slots: dict[str, Any] = {"image": entry.image}
+    slots: dict[str, Any] = {entry.slot: entry.source}
     slots |= {slot: tuple(texts) for slot, texts in entry.texts.items() if texts or slot == "text"}
     return Sample(id=key, group=key, slots=slots, meta=meta)
 

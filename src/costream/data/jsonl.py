@@ -11,27 +11,38 @@ from typing import Any
 from costream.data.captions import CAPTION_FIELDS, clean_translations, find_field
 from costream.data.dataset import DataSet
 from costream.data.failures import printable
-from costream.data.gather import Gatherer, ReadOptions, choose_split, picture_key, source_name
+from costream.data.gather import (
+    Gatherer,
+    ReadOptions,
+    Slot,
+    choose_split,
+    picture_key,
+    source_name,
+)
 from costream.errors import DataError
 
 IMAGE_FIELDS = ("image", "file_name", "filename", "image_path", "filepath")
 """Where the picture's name is looked for, in this order."""
+VIDEO_FIELDS = ("video", "video_path")
+"""Where a video's name is looked for, in this order, in records that name no picture."""
+_MEDIA_FIELDS = (*IMAGE_FIELDS, *VIDEO_FIELDS)
 
 
 def read_jsonl(path: Path, options: ReadOptions) -> DataSet:
     """Read a manifest with one JSON object a line.
 
     A line holds the picture's path relative to the manifest (`image`, or another of
-    `IMAGE_FIELDS`), its captions (one of `CAPTION_FIELDS`; a string or a list), optionally
-    `translations` (language code to a string or a list) and anything else, which becomes `meta`.
-    Lines of the same picture are merged. With a field `split`, `split=` chooses.
+    `IMAGE_FIELDS`) or a video's (one of `VIDEO_FIELDS`), its captions (one of `CAPTION_FIELDS`; a
+    string or a list), optionally `translations` (language code to a string or a list) and anything
+    else, which becomes `meta`. Lines of the same picture are merged. With a field `split`, `split=`
+    chooses.
 
     Args:
         path: The manifest, UTF-8.
         options: All apply.
 
     Returns:
-        One sample a picture; ids are the pictures' names as written.
+        One sample a picture or video; ids are their names as written.
 
     Raises:
         DataError: A line is not a JSON object, lacks a picture or caption field, or more pictures
@@ -109,7 +120,7 @@ def _checked(where: str, record: Any, options: ReadOptions) -> dict[str, Any]:
             hint='write records like {"image": "a.jpg", "captions": ["a dog"]}',
         )
     for option, wanted, known in (
-        ("image_field", options.image_field, IMAGE_FIELDS),
+        ("image_field", options.image_field, _MEDIA_FIELDS),
         ("caption_field", options.caption_field, CAPTION_FIELDS),
     ):
         if find_field(record, wanted, known) is None:
@@ -119,6 +130,12 @@ def _checked(where: str, record: Any, options: ReadOptions) -> dict[str, Any]:
                 hint=f"name the right field with {option}=",
             )
     return record
+
+
+def _media(record: Mapping[str, Any], options: ReadOptions) -> tuple[Slot, str]:
+    """What a record names, and the field that says where it is."""
+    field = find_field(record, options.image_field, _MEDIA_FIELDS) or ""
+    return "video" if field in VIDEO_FIELDS and options.image_field is None else "image", field
 
 
 def _one_of(wanted: str | None, known: tuple[str, ...]) -> str:
@@ -143,13 +160,14 @@ def _add(
     folder: Path,
     options: ReadOptions,
 ) -> None:
-    image_field = find_field(record, options.image_field, IMAGE_FIELDS) or ""
+    slot, field = _media(record, options)
     caption_field = find_field(record, options.caption_field, CAPTION_FIELDS) or ""
-    key = picture_key(record[image_field], where)
-    used = {image_field, caption_field, "translations"}
+    key = picture_key(record[field], where)
+    used = {field, caption_field, "translations"}
     gatherer.add(
         key,
         folder / key,
+        slot=slot,
         where=where,
         captions=record[caption_field],
         translations=clean_translations(record.get("translations"), where),

@@ -20,6 +20,7 @@ from PIL import Image
 from costream.config import Range, check_config
 from costream.data.clip import DEFAULT_LIMITS, Clip, ClipLimits
 from costream.data.container import ClipSource, clip_name, open_container
+from costream.data.picture import PictureSource
 from costream.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
     # A picture, when it is shown, and the begin of its span.
     _Taken: TypeAlias = tuple[float, float, VideoFrame]
+
+VideoSource: TypeAlias = ClipSource | list[PictureSource] | tuple[PictureSource, ...]
+"""A clip, or the pictures that were taken of it."""
 
 # Of a span's pictures so many are kept until its end is known and the middle one is taken.
 _HELD = 4
@@ -163,6 +167,40 @@ def frame_at(
         if shown is None:
             clip.refuse_empty()
         return clip.picture(shown, smallest_side)
+
+
+def even_frames(
+    video: VideoSource, count: int, *, smallest_side: int | None = None
+) -> list[PictureSource]:
+    """As many pictures of a video as are asked for, spread evenly over it.
+
+    Args:
+        video: A clip, or its frames as pictures.
+        count: How many; a video that has fewer shows some of them more than once.
+        smallest_side: As for `sample_frames`; frames that are given stay as they are.
+
+    Returns:
+        `count` pictures, in their order.
+
+    Raises:
+        DataError: As for `sample_frames`.
+        ConfigError: `count` or `smallest_side` is below 1.
+
+    Example:
+        >>> even_frames(["a.jpg", "b.jpg", "c.jpg"], 2)
+        ['a.jpg', 'c.jpg']
+    """
+    if count < 1:
+        raise ConfigError(f"got {count} frames a video, expected at least 1")
+    pictures: list[PictureSource]
+    if isinstance(video, list | tuple):
+        pictures = [*video]
+    else:
+        sampling = Sampling(max_frames=count)
+        sampled = sample_frames(video, sampling=sampling, smallest_side=smallest_side)
+        pictures = [frame.image for frame in sampled]
+    places = np.linspace(0, len(pictures) - 1, count).round().astype(int)
+    return [pictures[place] for place in places]
 
 
 def _check(config: Sampling | ClipLimits, smallest_side: int | None) -> None:

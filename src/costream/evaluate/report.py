@@ -141,7 +141,8 @@ def report_table(report: Report) -> Group:
 
 def _headline(report: Report) -> str:
     data = report.data
-    counts = ", ".join(f"{data[key]} {key}" for key in ("images", "captions") if key in data)
+    keys = ("images", "videos", "captions")
+    counts = ", ".join(f"{data[key]} {key}" for key in keys if key in data)
     return (
         f"{report.model.get('name', 'a model')} on {counts} "
         f"(data {str(data.get('hash', ''))[:12]}, ties {report.tie_rule})"

@@ -247,7 +247,7 @@ def describe_data(measured: DataSet, broken: Sequence[Failure]) -> dict[str, Any
     """What was measured on, for a report."""
     described: dict[str, Any] = {
         "hash": measured.hash,
-        "images": measured.num_images,
+        f"{measured.shows}s": measured.num_images,
         "captions": measured.num_captions,
     }
     for key, failures in (("broken", broken), ("missing", measured.missing)):

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from costream.data.dataset import DataSet
+from costream.data.dataset import DataSet, picture_of
 from costream.data.failures import printable
+from costream.data.video import even_frames
 from costream.errors import DataError
 from costream.evaluate.ranks import TieRule, check_tie_rule
 from costream.evaluate.retrieval import Progress, describe_data, describe_model, read_if_path
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 # Pairs scored at once; a late interaction holds some hundred numbers for each.
 _PAIRS_AT_ONCE = 2**14
+_VIDEOS_AT_ONCE = 8
 
 
 def evaluate_system(
@@ -38,11 +40,14 @@ def evaluate_system(
     ks: Sequence[int] = (1, 5, 10),
     tie_rule: TieRule = "expected",
     batch_size: int = 32,
+    frames: int = 12,
     progress: Progress | None = None,
 ) -> Report:
     """Measure retrieval in both directions as `evaluate`, by a system's own scores.
 
-    Where samples have a `video` (its frames), videos stand in for pictures.
+    Where samples have a `video` (a clip, or its frames), videos stand in for pictures. Unless the
+    system says otherwise, that of a video is the mean of its frames' unit vectors, made unit length
+    (COTS' text-to-video retrieval).
 
     Args:
         system: What to measure.
@@ -50,22 +55,29 @@ def evaluate_system(
         ks: Cut-offs of hit@k.
         tie_rule: What to assume of items with equal scores.
         batch_size: Pictures or texts a step.
+        frames: Taken of each clip, spread evenly over it.
         progress: As of `evaluate`.
 
     Returns:
         As of `evaluate`; what is measured also tells the methods.
 
     Raises:
-        ConfigError: When a cut-off, the tie rule or the batch size is not usable.
-        DataError: When the data is absent, a sample has no caption, or a picture is broken.
+        ConfigError: When a cut-off, the tie rule, the batch size or `frames` is not usable.
+        DataError: When the data is absent, a sample has no caption, or a picture or video is
+            broken.
         NumericalError: When a score is not finite.
     """
     check_tie_rule(tie_rule)
     definitions = define(ks, tie_rule)
     dataset = read_if_path(data)
-    whole = needs_tokens(system)
+    whole, is_of_videos = needs_tokens(system), dataset.shows == "video"
     seen = encode_media(
-        system.model, dataset.samples, tokens=whole, batch_size=batch_size, progress=progress
+        system.model,
+        dataset.samples,
+        tokens=whole,
+        batch_size=batch_size,
+        frames=frames,
+        progress=progress,
     )
     texts = [text for sample in dataset.samples for text in _captions(sample, dataset.name)]
     unique = list(dict.fromkeys(texts))
@@ -88,7 +100,7 @@ def evaluate_system(
     return Report(
         metrics=metrics,
         definitions=definitions,
-        data=describe_data(dataset, ()),
+        data=describe_data(dataset, ()) | ({"frames": frames} if is_of_videos else {}),
         model=describe_system(system),
         tie_rule=tie_rule,
     )
@@ -136,27 +148,50 @@ def encode_media(
     *,
     tokens: bool = True,
     batch_size: int = 32,
+    frames: int = 12,
     progress: Callable[[int], None] | None = None,
 ) -> Features:
     """Features of the pictures, or videos, of samples; with those of patches or without.
 
     Raises:
-        DataError: When there are no samples, or one has neither a picture nor a video.
+        ConfigError: When `frames`, which are taken of each video, is below 1.
+        DataError: When there are no samples, one has neither a picture nor a video, or one of these
+            is broken.
     """
-    if samples and all("video" in sample.slots for sample in samples):
-        videos = [sample.slots["video"] for sample in samples]
-        return model.video_features(videos, progress=progress)
-    missing = [sample.id for sample in samples if sample.slots.get("image") is None]
-    if missing or not samples:
-        which = printable(missing[0]) if missing else "the data set"
-        raise DataError(f"{which} has no picture, expected one", hint="give captioned pictures")
-    images = [sample.slots["image"] for sample in samples]
+    if DataSet(name="", samples=tuple(samples)).shows == "video":
+        return _encode_videos(model, samples, frames, progress)
+    if not samples:
+        raise DataError("the data set has no picture, expected one", hint="give captioned pictures")
+    images = [picture_of(sample) for sample in samples]
     if tokens:
         return model.image_features(images, batch_size=batch_size, progress=progress)
     import torch
 
     vectors = model.encode_images(images, batch_size=batch_size, progress=progress)
     return Features(pooled=torch.from_numpy(vectors), modality="image")
+
+
+def _encode_videos(
+    model: DualEncoder,
+    samples: Sequence[Sample],
+    frames: int,
+    progress: Callable[[int], None] | None,
+) -> Features:
+    """Features of videos, a few of which are decoded at a time; all frames where they are given."""
+    from costream.encoders.in_batches import in_batches, join_features
+
+    side = model.config.image_preprocess.decoded_px
+
+    def frames_of(video: Any) -> Sequence[Any]:
+        if isinstance(video, list | tuple):
+            return video
+        return even_frames(video, frames, smallest_side=side)
+
+    parts = [
+        model.video_features([frames_of(one.slots["video"]) for one in some], progress=progress)
+        for some in in_batches(samples, _VIDEOS_AT_ONCE)
+    ]
+    return join_features(parts)
 
 
 class SystemScores:

@@ -46,6 +46,7 @@ from torch.nn import functional
 
 from costream.config import Range
 from costream.data import open_image
+from costream.data.dataset import picture_of
 from costream.encoders.dual import DualEncoder
 from costream.encoders.preprocess import ImagePreprocess
 from costream.errors import ConfigError, DataError
@@ -664,7 +665,7 @@ def _small_pictures(training: Training, seed: int, most: int = 2000, side_px: in
     pixels = []
     for done, number in enumerate(order, start=1):
         training.tell("Reading pictures for the visual tokenizer", done, len(order))
-        source = training.data.samples[number].slots["image"]
+        source = picture_of(training.data.samples[number])
         try:
             pixels.append(settings.pixels(open_image(source, smallest_side=side_px)))
         except DataError:

@@ -25,7 +25,7 @@ at unit length: LN1 takes the length away (to its epsilon of 1e-5).
 Costs: a pass over F * D numbers and two D x D products for every pair; G * Q * D numbers are held
 in blocks. Index impact: pairwise; the mean of the frames, or the best frame, is the first stage.
 `costream evaluate` and `costream search` score by it; the latter the best 200 items for words.
-No manifest names videos: `costream.train` takes samples with a slot `video` (frames, or a path).
+Training reads manifests that name videos; `frames` says how many pictures are taken of each.
 
 Claim: it finds videos of which only some frames show what the text says, where the mean of the
 frames (COTS' text-to-video retrieval) does not, and loses nothing where all frames do.

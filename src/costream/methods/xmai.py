@@ -41,6 +41,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from costream.config import Range
+from costream.data.dataset import picture_of
 from costream.errors import DataError
 from costream.methods._xmai.words import (
     ATTRIBUTES,
@@ -230,7 +231,7 @@ class Attacked:
 
     def __init__(self, model: DualEncoder, samples: Sequence[Sample]) -> None:
         self._model = model
-        self.pictures = model.encode_images([sample.slots["image"] for sample in samples])
+        self.pictures = model.encode_images([picture_of(sample) for sample in samples])
         self._texts: dict[str, NDArray[np.float32]] = {}
 
     def texts(self, texts: Sequence[str]) -> NDArray[np.float32]:

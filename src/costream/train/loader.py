@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from PIL import Image, ImageEnhance
 from costream.data import DataSet
 from costream.data.decode import open_image
 from costream.data.picture import PictureSource
-from costream.data.video import Sampling, sample_frames
+from costream.data.video import even_frames
 from costream.encoders.dual import DualEncoder
 from costream.encoders.preprocess import tokenize
 from costream.errors import ConfigError, DataError
@@ -120,7 +119,7 @@ def augment(
 Views = dict[str, NDArray[Any]]
 """What one draw shows, by slot."""
 
-_NAMES = {"image": "picture", "text": "caption"}
+_NAMES = {"image": "picture", "text": "caption", "video": "video"}
 
 
 def is_text(slot: str) -> bool:
@@ -130,11 +129,11 @@ def is_text(slot: str) -> bool:
 
 def _where_to_get(lacking: Sequence[str], reads: Sequence[str]) -> str:
     """What to do about slots that samples lack."""
-    others = [slot for slot in lacking if slot != "image" and not is_text(slot)]
+    others = [slot for slot in lacking if slot not in _NAMES and not is_text(slot)]
     if others:
         return (
-            "manifests name pictures and texts only: call costream.train with a DataSet whose "
-            f"samples have the slot {others[0]!r}"
+            "manifests name pictures, videos and texts only: call costream.train with a DataSet "
+            f"whose samples have the slot {others[0]!r}"
         )
     foreign = any(slot not in _NAMES for slot in lacking)
     more = ' (text.de is {"translations": {"de": ...}})' if foreign else ""
@@ -259,17 +258,16 @@ class Loader:
 
     def _frames(self, sample: Sample, draw: Draw) -> NDArray[np.uint8]:
         """uint8 (F, 3, H, W): frames spread evenly over a video, all cropped alike."""
-        video = sample.slots["video"]
-        if isinstance(video, str | Path):
-            sampling = Sampling(max_frames=max(self.config.frames, 1))
-            pictures = [f.image for f in sample_frames(video, sampling=sampling)]
-        else:
-            pictures = [self._picture(f"{sample.id} {n}", each) for n, each in enumerate(video)]
-        places = np.linspace(0, len(pictures) - 1, self.config.frames).round().astype(int)
+        names = [f"{sample.id} {number}" for number in range(self.config.frames)]
+        pictures = [self._cache[name] for name in names if name in self._cache]
+        if len(pictures) < len(names):
+            least = max(self.config.cache_px, self.side)
+            frames = even_frames(sample.slots["video"], len(names), smallest_side=least)
+            pictures = [self._picture(*each) for each in zip(names, frames, strict=True)]
         return np.stack(
             [
-                augment(pictures[n], self.side, self.config, np.random.default_rng(draw.seed))
-                for n in places
+                augment(picture, self.side, self.config, np.random.default_rng(draw.seed))
+                for picture in pictures
             ]
         )
 

@@ -9,7 +9,7 @@ import sqlite3
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, compress
 from typing import Any
 
 from costream.index import check, schema
@@ -46,17 +46,18 @@ _TOGETHER = 2000
 class Encoded:
     """Items as they are stored, but for their keys, which only a transaction can give.
 
+    By columns: a tuple a row would be one more object that Python's collector visits again and
+    again, which is a good part of the time that many rows take.
+
     Attributes:
         items: Which, each id once.
-        ids: Their ids.
-        values: Per item what its row holds between key and checksum.
+        columns: What rows hold between key and checksum, the ids first; a list a column.
         ends: Per item what the checksum is taken of after the key.
-        is_bare: Whether nothing is known of any but id and meta, which then are all its values.
+        is_bare: Whether nothing is known of any but id and meta, which then are all its columns.
     """
 
     items: Sequence[Item]
-    ids: list[bytes]
-    values: list[tuple[Any, ...]]
+    columns: tuple[list[Any], ...]
     ends: list[bytes]
     is_bare: bool
 
@@ -76,12 +77,12 @@ def encoded(items: Sequence[Item]) -> Encoded:
             check.refuse_bad_row(item)
     ids = ids_of(items)
     if is_bare:
-        values = list(zip(ids, metas, strict=True))
-        ends = [f", {name!r}, {_BARE_VALUES}, {meta!r})".encode() for name, meta in values]
-        return Encoded(items, ids, values, ends, is_bare)
-    full = [_values(*one) for one in zip(items, ids, metas, strict=True)]
-    ends = [f", {repr(some)[1:]}".encode() for some in full]
-    return Encoded(items, ids, full, ends, is_bare)
+        pairs = zip(ids, metas, strict=True)
+        ends = [f", {name!r}, {_BARE_VALUES}, {meta!r})".encode() for name, meta in pairs]
+        return Encoded(items, (ids, metas), ends, is_bare)
+    columns = (ids, *_between(items), metas)
+    ends = [f", {repr(row)[1:]}".encode() for row in zip(*columns, strict=True)]
+    return Encoded(items, columns, ends, is_bare)
 
 
 def write(
@@ -96,21 +97,24 @@ def write(
         olds: Those of the keys under which there is an item.
     """
     crc32 = zlib.crc32
-    rows = [
-        (key, *values, crc32(end, crc32(b"(%d" % key)))  # as `schema.checksum` of the whole row
-        for key, values, end in zip(keys, added.values, added.ends, strict=True)
+    crcs = [  # as `schema.checksum` of the whole row
+        crc32(end, crc32(b"(%d" % key)) for key, end in zip(keys, added.ends, strict=True)
     ]
+    columns: tuple[Sequence[Any], ...] = (keys, *added.columns, crcs)
     row = _BARE_ROW if added.is_bare else _ROW
     if olds:
-        replaced = [one for one in rows if one[0] in olds]
+        is_new = [key not in olds for key in keys]
+        replaced = [one for one in zip(*columns, strict=True) if one[0] in olds]
         connection.executemany(f"REPLACE {_HEAD} {row}", replaced)
-        rows = [one for one in rows if one[0] not in olds]
+        columns = tuple(list(compress(column, is_new)) for column in columns)
     together = min(_TOGETHER, _most_values(connection) // row.count("?"))
-    whole = len(rows) // together * together
+    total = len(columns[0])
+    whole = total // together * together
     for start in range(0, whole, together):
-        values = list(chain.from_iterable(rows[start : start + together]))
-        connection.execute(_insert(row, together), values)
-    connection.executemany(_insert(row, 1), rows[whole:])
+        part = zip(*(column[start : start + together] for column in columns), strict=True)
+        connection.execute(_insert(row, together), list(chain.from_iterable(part)))
+    rest = zip(*(column[whole:] for column in columns), strict=True)
+    connection.executemany(_insert(row, 1), rest)
 
 
 @functools.cache
@@ -168,6 +172,15 @@ def select_by_id(connection: sqlite3.Connection, ids: Iterable[bytes]) -> dict[i
     return dict(select(connection, "id", ids))
 
 
+def not_beyond(connection: sqlite3.Connection, ids: Iterable[bytes]) -> list[bytes]:
+    """The ids that may be there: those that come after all that are need not be looked for."""
+    ((last,),) = connection.execute("SELECT max(id) FROM items").fetchall()
+    if last is None:
+        return []
+    # Of another type where the index is damaged: then all are looked for, and the damage is told.
+    return [item_id for item_id in ids if not isinstance(last, bytes) or item_id <= last]
+
+
 def select_all(connection: sqlite3.Connection, state: State) -> list[tuple[int, Item]]:
     """Every key and item, in the order of their ids.
 
@@ -209,22 +222,19 @@ def _chunked(
         yield from connection.execute(f"{query} ({', '.join('?' * len(part))})", part)
 
 
-def _values(item: Item, item_id: bytes, meta: str) -> tuple[Any, ...]:
-    """A row without key and checksum."""
-    path, date, tags = item.path, item.date, item.tags
+def _between(items: Sequence[Item]) -> tuple[list[Any], ...]:
+    """The columns between id and meta."""
     return (
-        item_id,
-        None if path is None else os.fsencode(path),
-        item.content_hash,
-        item.size,
-        item.mtime_ns,
-        item.modality,
-        None if date is None else float(date),
-        item.when,
-        TAG_MARK.join(("", *tags, "")) if tags else "",
-        item.caption,
-        item.text,
-        meta,
+        [None if item.path is None else os.fsencode(item.path) for item in items],
+        [item.content_hash for item in items],
+        [item.size for item in items],
+        [item.mtime_ns for item in items],
+        [item.modality for item in items],
+        [None if item.date is None else float(item.date) for item in items],
+        [item.when for item in items],
+        [TAG_MARK.join(("", *item.tags, "")) if item.tags else "" for item in items],
+        [item.caption for item in items],
+        [item.text for item in items],
     )
 
 

@@ -71,18 +71,22 @@ def put(
         batches: Vectors by number of the space. In a space that is not named an item keeps those
             that it has if its content is the same.
     """
-    olds = rows.select_by_id(connection, added.ids) if state.num_items else {}
+    ids = added.columns[0]
+    olds = rows.select_by_id(connection, rows.not_beyond(connection, ids))
     known = dict(zip(rows.ids_of(olds.values()), olds, strict=True))
-    num_new = len(added.ids) - len(known)
+    num_new = len(ids) - len(known)
     freed = rows.take_free_keys(connection, num_new)
     fresh = chain(freed, count(state.next_key))
-    keys = [known[item_id] if item_id in known else next(fresh) for item_id in added.ids]
-    keyed = list(zip(keys, added.items, strict=True))
+    keys = [known[item_id] if item_id in known else next(fresh) for item_id in ids]
     words.remove(connection, olds.items())
     rows.write(connection, keys, added, olds)
     if not added.is_bare:
-        words.add(connection, keyed)
-    others = [key for key, item in keyed if key in olds and not _same_content(olds[key], item)]
+        words.add(connection, zip(keys, added.items, strict=True))
+    others = [
+        key
+        for key, item in zip(keys, added.items, strict=True)
+        if key in olds and not _same_content(olds[key], item)
+    ]
     active = None
     for before in schema.read_spaces(connection):
         batch = batches.get(before.number)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -53,8 +54,7 @@ class DataSet:
     @property
     def shows(self) -> str:
         """The slot of what captions are about: `video` where all samples have one, else `image`."""
-        videos = [sample for sample in self.samples if "video" in sample.slots]
-        return "video" if videos and len(videos) == len(self.samples) else "image"
+        return "video" if are_videos(self.samples) else "image"
 
     @property
     def num_captions(self) -> int:
@@ -67,6 +67,16 @@ class DataSet:
         if not self._hash:
             self._hash.append(data_hash(self))
         return self._hash[0]
+
+
+def are_videos(samples: Sequence[Sample]) -> bool:
+    """Whether there are samples, and each has a video.
+
+    Example:
+        >>> are_videos([Sample(id="a", group="a", slots={"video": "a.mp4"})]), are_videos([])
+        (True, False)
+    """
+    return bool(samples) and all("video" in sample.slots for sample in samples)
 
 
 def picture_of(sample: Sample) -> PictureSource:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from costream.data.dataset import DataSet, picture_of
+from costream.data.dataset import DataSet, are_videos, picture_of
 from costream.data.failures import printable
 from costream.data.video import even_frames
 from costream.errors import DataError
@@ -158,7 +158,7 @@ def encode_media(
         DataError: When there are no samples, one has neither a picture nor a video, or one of these
             is broken.
     """
-    if DataSet(name="", samples=tuple(samples)).shows == "video":
+    if are_videos(samples):
         return _encode_videos(model, samples, frames, progress)
     if not samples:
         raise DataError("the data set has no picture, expected one", hint="give captioned pictures")

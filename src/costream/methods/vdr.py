@@ -55,7 +55,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from costream.config import Range
-from costream.data.dataset import picture_of
 from costream.encoders.blocks import Encoded
 from costream.encoders.dual import DualEncoder
 from costream.encoders.preprocess import tokenize
@@ -504,7 +503,7 @@ class BagEvaluation:
             np.arange(len(data.samples)), [len(sample.slots["text"]) for sample in data.samples]
         )
         seen = encode_sparse(
-            model.encode_images([picture_of(sample) for sample in data.samples]), self._k
+            model.encode_images([sample.slots["image"] for sample in data.samples]), self._k
         )
         bags = encode_bags(model, texts)
         read = encode_sparse(model.encode_texts(texts), self._k, bags)
